@@ -1,0 +1,178 @@
+"""Operators: matrices made of matrices. The base class joins the operands' parameters into one flat vector.
+
+A structure that occurs at two places of an expression is one set of parameters: its thetas are listed once, under the
+name of the first place, and their gradients add up.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.covariance.matrix import Matrix, _Box, _key
+from openreml_nn.covariance.structures.simple import SimpleMatrix
+from openreml_nn.covariance.transform import Transform, TransformIdentity
+
+_POSITIONAL = re.compile(r"op_\d+")
+
+
+class Operator(Matrix):
+    """Base class of operators. A subclass gives ``_shape_of`` and ``build``, and what it can do without ``build``.
+
+    Args:
+        operands: Matrices or fixed tensors by position (named ``op_0``, ``op_1``, …), or one dictionary by name.
+        named: Operands by keyword.
+
+    Raises:
+        TypeError: An operand is neither a `Matrix` nor a tensor.
+        ValueError: No operands, a name with a slash, or shapes that do not fit.
+    """
+
+    def __init__(self, *operands: Any, **named: Any) -> None:
+        given = _named_operands(type(self).__name__, operands, named)
+        matrices = list(given.values())
+        names, trans, owners, index = _layout(given)
+        super().__init__(self._shape_of(matrices), names, trans)
+        self.operands = _Box()
+        for name, matrix in given.items():
+            self.operands.add_module(_key(name), matrix)
+        self._operand_names = list(given)
+        self._owners = owners
+        self._index = index
+
+    def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
+        """Shape of the result; raises ValueError where the operands do not fit together."""
+        raise NotImplementedError
+
+    def _register_parameters(self, start: Any) -> None:
+        """Nothing: the operands own the parameters."""
+
+    @property
+    def operand_names(self) -> list[str]:
+        """Names of the operands, in order."""
+        return list(self._operand_names)
+
+    def operand(self, name: str) -> Matrix:
+        """The operand of this name."""
+        return self.operands._modules[_key(name)]  # type: ignore[return-value]
+
+    def operand_list(self) -> list[Matrix]:
+        """The operands, in order."""
+        return [self.operand(name) for name in self._operand_names]
+
+    def split(self, params: Tensor) -> list[Tensor]:
+        """The parameters of each operand, in its own order."""
+        return [params[index] for index in self._index]
+
+    def parts(self, params: Tensor) -> list[tuple[Matrix, Tensor]]:
+        """Each operand with its parameters."""
+        return list(zip(self.operand_list(), self.split(params), strict=True))
+
+    def operand_index(self, name: str) -> list[int]:
+        """Indices in this operator's θ of the parameters of an operand."""
+        index = self._index[self._operand_names.index(name)]
+        return list(range(self.num_params))[index] if isinstance(index, slice) else index
+
+    def theta_parameters(self) -> list[nn.Parameter]:
+        own = [operand.theta_parameters() for operand in self.operand_list()]
+        return [own[k][i] for k, i in self._owners]
+
+    def leaves(self) -> list[tuple[tuple[str, ...], Matrix, list[int]]]:
+        found: dict[int, tuple[tuple[str, ...], Matrix, list[int]]] = {}
+        for name in self._operand_names:
+            index = self.operand_index(name)
+            for path, leaf, own in self.operand(name).leaves():
+                found.setdefault(id(leaf), ((name, *path), leaf, [index[i] for i in own]))
+        return list(found.values())
+
+    @property
+    def natural_names(self) -> list[str]:
+        paths = [(*path, name) for path, leaf, _ in self.leaves() for name in leaf.natural_names]
+        full = ["/".join(path) for path in paths]
+        short = ["/".join(part for part in path if not _POSITIONAL.fullmatch(part)) for path in paths]
+        return [s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)]
+
+    def natural(self, params: Tensor) -> Tensor:
+        parts = [leaf.natural(params[index]) for _, leaf, index in self.leaves()]
+        return torch.cat(parts) if parts else params
+
+    @property
+    def scale_powers(self) -> list[float]:
+        """Those of every operand: right for operators that are linear in their operands."""
+        return self._powers_of(range(len(self._operand_names)))
+
+    def _powers_of(self, which: Sequence[int], factor: float = 1.0) -> list[float]:
+        powers = [0.0] * self.num_params
+        for k in which:
+            for i, power in zip(self.operand_index(self._operand_names[k]), self.operand_list()[k].scale_powers,
+                                strict=True):
+                powers[i] = factor * power
+        return powers
+
+    def _powers_of_first(self) -> list[float]:
+        """Those of the first operand with a free parameter that scales it: for products."""
+        for k, operand in enumerate(self.operand_list()):
+            fixed = operand.no_grad_index
+            if any(power for i, power in enumerate(operand.scale_powers) if i not in fixed):
+                return self._powers_of([k])
+        return [0.0] * self.num_params
+
+    @property
+    def repr_dict(self) -> dict[str, Any]:
+        return {name: self.operand(name) for name in self._operand_names}
+
+
+def _named_operands(owner: str, operands: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Matrix]:
+    if len(operands) == 1 and isinstance(operands[0], Mapping):
+        given = dict(operands[0]) | named
+    else:
+        given = {f"op_{i}": operand for i, operand in enumerate(operands)} | named
+    if not given:
+        raise ValueError(f"`{owner}` needs at least one operand.")
+    for name, operand in given.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(f"`{owner}` needs operand names that are strings without '/', got {name!r}.")
+        if isinstance(operand, Tensor):
+            given[name] = SimpleMatrix(operand)
+        elif not isinstance(operand, Matrix):
+            raise TypeError(f"`{owner}` needs `Matrix` or tensor operands, got {type(operand).__name__} for {name!r}.")
+    return given
+
+
+def _layout(
+    given: dict[str, Matrix],
+) -> tuple[list[str], list[Transform], list[tuple[int, int]], list[slice | list[int]]]:
+    """Names and transforms of the joint θ, who owns each, and where each operand's parameters are in it."""
+    place: dict[int, int] = {}
+    names: list[str] = []
+    trans: list[Transform] = []
+    owners: list[tuple[int, int]] = []
+    index: list[slice | list[int]] = []
+    for k, (name, matrix) in enumerate(given.items()):
+        own = []
+        transforms = matrix._transforms()
+        for i, p in enumerate(matrix.theta_parameters()):
+            if id(p) not in place:
+                place[id(p)] = len(names)
+                names.append(f"{name}/{matrix.param_names[i]}")
+                trans.append(transforms[i] or TransformIdentity())
+                owners.append((k, i))
+            own.append(place[id(p)])
+        run = own == list(range(own[0], own[0] + len(own))) if own else True
+        index.append(slice(own[0], own[0] + len(own)) if run and own else slice(0, 0) if run else own)
+    return names, trans, owners, index
+
+
+def require_square(owner: str, operands: Sequence[Matrix]) -> None:
+    """Raise a ValueError unless every operand is square."""
+    for operand in operands:
+        if operand.shape[0] != operand.shape[1]:
+            raise ValueError(f"`{owner}` needs square operands, got one of shape {operand.shape}.")
+
+
+def require_count(owner: str, operands: Sequence[Matrix], count: int, what: str) -> None:
+    """Raise a ValueError unless there are ``count`` operands."""
+    if len(operands) != count:
+        raise ValueError(f"`{owner}` needs {count} operand{'s' * (count > 1)} ({what}), got {len(operands)}.")

@@ -1,0 +1,46 @@
+"""First-order autoregressive covariance over equally spaced times, gaps allowed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance.levels import values_of
+from openreml_nn.covariance.matrix import Matrix
+from openreml_nn.covariance.transform import TransformExpPow2, TransformSigmoid
+
+
+class AR1Matrix(Matrix):
+    r"""V_ij = σ² ρ^|t_i − t_j|, −1 < ρ < 1.
+
+    Args:
+        times: Number of consecutive times, or the integer times themselves (array-like or `Levels`); gaps count.
+        start: Start values of σ² and ρ.
+
+    Raises:
+        ValueError: Times are not integers or repeat.
+    """
+
+    lags: Tensor
+    lag_index: Tensor
+
+    def __init__(self, times: Any, *, start: Any = None) -> None:
+        t = values_of(range(times) if isinstance(times, int) else times, "AR1Matrix")
+        if t.shape[1] != 1 or not torch.equal(t, t.round()):
+            raise ValueError(
+                "`AR1Matrix` needs integer times in one column; for other distances take `ExponentialMatrix`."
+            )
+        if len(t.unique()) != len(t):
+            raise ValueError("`AR1Matrix` needs times that differ; two observations of one group have the same time.")
+        super().__init__((len(t), len(t)), ["sigma^2", "rho"], [TransformExpPow2(), TransformSigmoid(-1.0, 1.0)],
+                         start=start)
+        lags, index = torch.cdist(t, t, p=1.0).unique(return_inverse=True)
+        self.register_buffer("lags", lags, persistent=False)
+        self.register_buffer("lag_index", index, persistent=False)
+
+    def build(self, params: Tensor) -> Tensor:
+        sigma2, rho = self.trans_params(params)
+        return (sigma2 * rho ** self.lags.to(params.dtype))[self.lag_index]
+
+    def diagonal(self, params: Tensor) -> Tensor:
+        return self.trans_params(params)[:1].expand(self.shape[0])

@@ -1,0 +1,222 @@
+"""Designs of random effects as level codes: which level each row belongs to, and with what covariates.
+
+Z has one column for each effect of each level and would be mostly zeros; kept are the codes. Effects are the slower
+index: column a · L + l is effect a of level l of L.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance.levels import Levels
+from openreml_nn.covariance.matrix import Matrix
+
+
+class IncidenceMatrix(Matrix):
+    """Base class of Z given by level codes and, for each of s effects, one value per row.
+
+    Args:
+        codes: Level of each row, shape (n,), integers from 0; −1 for a row that belongs to none.
+        levels: Labels of the levels, in order.
+        values: Values of the effects, shape (n, s), or None for a single effect with the value 1.
+        effects: Names of the effects.
+    """
+
+    codes: Tensor
+    values: Tensor | None
+
+    def __init__(self, codes: Tensor, levels: Sequence[str], values: Tensor | None, effects: Sequence[str]) -> None:
+        super().__init__((len(codes), len(levels) * len(effects)), [])
+        self.levels, self.effects = list(levels), list(effects)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("values", values, persistent=False)
+        self._some_unknown = bool((codes < 0).any())
+        self._pairs: tuple[Tensor, Tensor] | None = None
+
+    def _value(self, effect: int, like: Tensor) -> Tensor | None:
+        """Values of one effect, shape (n,), 0 in rows of no level; None where all are 1."""
+        value = None if self.values is None else self.values[:, effect].to(like.dtype)
+        if not self._some_unknown:
+            return value
+        known = (self.codes >= 0).to(like.dtype)
+        return known if value is None else known * value
+
+    def _column(self, effect: int) -> Tensor:
+        """Column of Z that holds the value of each row, shape (n,)."""
+        return self.codes.clamp(min=0) + effect * len(self.levels)
+
+    def build(self, params: Tensor) -> Tensor:
+        Z = params.new_zeros(self.shape)
+        rows = torch.arange(self.shape[0], device=self.codes.device)
+        for a in range(len(self.effects)):
+            value = self._value(a, params)
+            Z = Z.index_put((rows, self._column(a)), params.new_ones(()) if value is None else value)
+        return Z
+
+    def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for a in range(len(self.effects)):
+            value, part = self._value(a, rhs), rhs[self._column(a)]
+            part = part if value is None else value[:, None] * part
+            total = part if total is None else total + part
+        return total  # type: ignore[return-value]
+
+    def rmatmul(self, params: Tensor, rhs: Tensor) -> Tensor:
+        parts = []
+        for a in range(len(self.effects)):
+            value = self._value(a, rhs)
+            part = rhs if value is None else value[:, None] * rhs
+            empty = part.new_zeros((len(self.levels), rhs.shape[1]))
+            parts.append(empty.index_add(0, self._column(0), part))
+        return torch.cat(parts)
+
+    def sandwich(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for a in range(len(self.effects)):
+            for b in range(len(self.effects)):
+                part = inner.submatrix(inner_params, self._column(a), self._column(b))
+                left, right = self._value(a, part), self._value(b, part)
+                part = part if left is None else left[:, None] * part
+                part = part if right is None else part * right
+                total = part if total is None else total + part
+        return total  # type: ignore[return-value]
+
+    def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""
+        blocks = inner.level_blocks(inner_params, len(self.levels)) if self._few_pairs() else None
+        if blocks is None:
+            return super().add_sandwich_to(out, params, inner, inner_params)
+        i, j = self._pairs_of_rows()
+        level = self.codes[i]
+        if self.values is None:
+            return out.index_put_((i, j), blocks[:, 0, 0][level], accumulate=True)
+        x = self.values.to(out.dtype)
+        left = torch.einsum("na,nab->nb", x, blocks[self.codes.clamp(min=0)])
+        return out.index_put_((i, j), (left[i] * x[j]).sum(1), accumulate=True)
+
+    def _few_pairs(self) -> bool:
+        sizes = torch.bincount(self.codes[self.codes >= 0], minlength=1)
+        return 8 * int(sizes.square().sum()) <= self.shape[0] ** 2
+
+    def _pairs_of_rows(self) -> tuple[Tensor, Tensor]:
+        """All pairs (i, j) of rows of the same level; kept, because they depend on the codes alone."""
+        if self._pairs is None or self._pairs[0].device != self.codes.device:
+            order = torch.argsort(self.codes, stable=True)
+            order = order[self.codes[order] >= 0]
+            sizes = torch.bincount(self.codes[order], minlength=len(self.levels))
+            first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+            size = sizes.repeat_interleave(sizes)
+            left = torch.arange(len(order), device=order.device).repeat_interleave(size)
+            step = torch.arange(len(left), device=order.device) - (size.cumsum(0) - size).repeat_interleave(size)
+            self._pairs = (order[left], order[first.repeat_interleave(size) + step])
+        return self._pairs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_pairs": None}
+
+    @property
+    def repr_dict(self) -> dict[str, Any]:
+        return {"shape": self.shape, "levels": Levels(self.levels), "effects": self.effects}
+
+
+class DummyMatrix(IncidenceMatrix):
+    r"""Z with Z_il = 1 where row i has level l, from one or more factors.
+
+    Args:
+        factors: Columns of equal length: strings, numbers, categoricals, Series.
+        levels: The levels in order, for one factor (several: labels joined by ``:``); those observed when left out.
+        full: Take every combination of the levels of several factors (and every category), also unobserved ones.
+        unknown: ``"error"`` or ``"zero"``: what to do with a value that is not in ``levels``.
+
+    Raises:
+        ValueError: Missing values, different lengths, unknown levels.
+
+    Example:
+        >>> from openreml_nn.covariance import DummyMatrix
+        >>> DummyMatrix(["b", "a", "b"]).levels
+        ['a', 'b']
+        >>> DummyMatrix(["b", "a", "b"], [1, 1, 2]).levels
+        ['a:1', 'b:1', 'b:2']
+    """
+
+    def __init__(self, *factors: Any, levels: Sequence[Any] | None = None, full: bool = False,
+                 unknown: str = "error") -> None:
+        if not factors:
+            raise ValueError("`DummyMatrix` needs at least one factor.")
+        if unknown not in ("error", "zero"):
+            raise ValueError(f"`DummyMatrix` needs unknown='error' or unknown='zero', got {unknown!r}.")
+        codes, labels = _codes_of_combination([_codes_of(f, full) for f in factors], full)
+        if levels is not None:
+            codes, labels = _recode(codes, labels, [str(level) for level in levels], unknown)
+        super().__init__(torch.from_numpy(codes), labels, None, ["(Intercept)"])
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self.levels)
+
+
+class KhatriRaoMatrix(IncidenceMatrix):
+    r"""Z of random slopes: row i is x_i ⊗ z_i, x_i its s covariates and z_i its row of a `DummyMatrix`.
+
+    Column a · L + l is effect a of level l, so that the effects have the covariance Σ ⊗ C, Σ of size s and C of size L.
+
+    Args:
+        values: Covariates, shape (n, s).
+        dummy: The level of each row.
+        effects: Names of the s effects.
+    """
+
+    def __init__(self, values: Any, dummy: DummyMatrix, effects: Sequence[str] | None = None) -> None:
+        x = torch.as_tensor(values, dtype=torch.float64).detach()
+        if x.ndim != 2 or len(x) != dummy.shape[0]:
+            raise ValueError(
+                f"`KhatriRaoMatrix` needs values of shape ({dummy.shape[0]}, s), got {tuple(x.shape)}."
+            )
+        names = [f"x{a}" for a in range(x.shape[1])] if effects is None else list(effects)
+        if len(names) != x.shape[1]:
+            raise ValueError(f"`KhatriRaoMatrix` needs {x.shape[1]} names of effects, got {len(names)}.")
+        super().__init__(dummy.codes.clone(), dummy.levels, x, names)
+
+
+def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, list[str]]:
+    """Codes and labels of one factor, levels sorted, or in the order of the categories of a categorical."""
+    if isinstance(factor, Tensor):
+        factor = factor.detach().cpu().numpy()
+    column = pd.Series(factor).reset_index(drop=True)
+    if column.isna().any():
+        raise ValueError(f"`DummyMatrix` got {int(column.isna().sum())} missing values in factor {column.name!r}.")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column if full else column.cat.remove_unused_categories()
+        return column.cat.codes.to_numpy(np.int64), [str(c) for c in column.cat.categories]
+    codes, unique = pd.factorize(column, sort=True)
+    return codes.astype(np.int64), [str(u) for u in unique]
+
+
+def _codes_of_combination(parts: list[tuple[np.ndarray, list[str]]], full: bool) -> tuple[np.ndarray, list[str]]:
+    codes, labels = parts[0]
+    for more, names in parts[1:]:
+        if len(more) != len(codes):
+            raise ValueError(f"`DummyMatrix` needs factors of equal length, got {len(codes)} and {len(more)}.")
+        both = codes * len(names) + more
+        present = np.arange(len(labels) * len(names)) if full else np.unique(both)
+        codes = both if full else np.searchsorted(present, both)
+        labels = [f"{labels[c // len(names)]}:{names[c % len(names)]}" for c in present.tolist()]
+    return codes, labels
+
+
+def _recode(codes: np.ndarray, labels: list[str], levels: list[str], unknown: str) -> tuple[np.ndarray, list[str]]:
+    if len(set(levels)) != len(levels):
+        raise ValueError("`DummyMatrix` needs levels without repetition.")
+    place = {label: i for i, label in enumerate(levels)}
+    strange = [label for label in labels if label not in place]
+    if strange and unknown == "error":
+        raise ValueError(
+            f"`DummyMatrix` got {len(strange)} unknown level{'s' * (len(strange) > 1)} ({', '.join(strange[:5])}); "
+            f"there are {len(levels)} levels ({', '.join(levels[:5])}, …). Give unknown='zero' for rows of zeros."
+        )
+    return np.array([place.get(label, -1) for label in labels], dtype=np.int64)[codes], levels

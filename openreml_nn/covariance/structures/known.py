@@ -1,0 +1,67 @@
+"""A variance times a known matrix: a pedigree's A, a genomic G, any kernel."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance.matrix import Matrix
+from openreml_nn.covariance.transform import Transform, TransformExpPow2
+
+
+class KnownMatrix(Matrix):
+    r"""V = σ² K, K known, symmetric, positive semi-definite and possibly singular.
+
+    Args:
+        K: Tensor or array-like of shape (n, n).
+        trans: Transform of σ².
+        start: Start value of σ².
+
+    Raises:
+        ValueError: K is not square, finite, symmetric or positive semi-definite.
+    """
+
+    K: Tensor
+
+    def __init__(self, K: Any, trans: Transform | None = None, *, start: Any = None) -> None:
+        K = check_kernel(torch.as_tensor(K, dtype=torch.float64).detach())
+        super().__init__((len(K), len(K)), ["sigma^2"], [trans or TransformExpPow2()], start=start)
+        self.register_buffer("K", K, persistent=False)
+
+    def build(self, params: Tensor) -> Tensor:
+        return self.trans_params(params) * self.K.to(params.dtype)
+
+    def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
+        return self.trans_params(params) * (self.K.to(params.dtype) @ rhs)
+
+    def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.trans_params(params) * self.K[rows][:, columns].to(params.dtype)
+
+    def diagonal(self, params: Tensor) -> Tensor:
+        return self.trans_params(params) * self.K.diagonal().to(params.dtype)
+
+
+def check_kernel(K: Tensor, name: str = "K") -> Tensor:
+    """Return K, made exactly symmetric, or raise a ValueError that says what is wrong with it.
+
+    Rounding is allowed: asymmetry and negative eigenvalues up to 1e-8 of the largest element.
+    """
+    if K.ndim != 2 or K.shape[0] != K.shape[1]:
+        raise ValueError(f"The kernel {name} must be square, got shape {tuple(K.shape)}.")
+    if not bool(torch.isfinite(K).all()):
+        raise ValueError(f"The kernel {name} holds missing or infinite values.")
+    tolerance = 1e-8 * K.abs().max().item()
+    asymmetry = (K - K.mT).abs().max().item()
+    if asymmetry > tolerance:
+        raise ValueError(f"The kernel {name} must be symmetric; K and its transpose differ by up to {asymmetry:.3g}.")
+    K = 0.5 * (K + K.mT)
+    shifted = K.clone()
+    shifted.diagonal().add_(tolerance)
+    if torch.linalg.cholesky_ex(shifted).info:
+        smallest = torch.linalg.eigvalsh(K)[0].item()
+        if smallest < -tolerance:
+            raise ValueError(
+                f"The kernel {name} must be positive semi-definite; its smallest eigenvalue is {smallest:.3g}. "
+                f"Set negative eigenvalues to zero, or check how it was computed."
+            )
+    return K

@@ -1,0 +1,28 @@
+"""A fixed matrix: a tensor with the contract of `Matrix` and no parameters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance.matrix import Matrix
+
+
+class SimpleMatrix(Matrix):
+    r"""V = the given tensor, with no parameters.
+
+    Args:
+        values: Tensor or array-like of shape (rows, columns); kept in float64 if it is not floating point.
+    """
+
+    values: Tensor
+
+    def __init__(self, values: Any) -> None:
+        values = torch.as_tensor(values).detach()
+        if values.ndim != 2:
+            raise ValueError(f"`SimpleMatrix` needs a tensor of two dimensions, got shape {tuple(values.shape)}.")
+        super().__init__((values.shape[0], values.shape[1]), [])
+        self.register_buffer("values", values if values.is_floating_point() else values.to(torch.float64))
+
+    def build(self, params: Tensor) -> Tensor:
+        return self.values.to(params.dtype)
