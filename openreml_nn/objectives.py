@@ -1,0 +1,70 @@
+"""Objectives: −ℓ(θ) as modules, differentiable with respect to θ, y and X."""
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.likelihood import full_loglik, restricted_loglik
+from openreml_nn.solvers import Evaluation, Problem, Solver, choose_solver
+
+
+class Objective(nn.Module):
+    """Base class of negative log-likelihoods of y ~ N(Xβ, V(θ)).
+
+    Args:
+        V: Covariance of the observations, shape (n, n).
+        solver: ``"auto"``, the name of a solver, or a solver object.
+    """
+
+    method: str
+
+    def __init__(self, V: Matrix, solver: str | Solver = "auto") -> None:
+        super().__init__()
+        self.V = V
+        self.solver = choose_solver(V, solver)
+
+    @abstractmethod
+    def loglik(self, evaluation: Evaluation) -> Tensor:
+        """ℓ of an evaluated problem, with its constants."""
+
+    def prepare(self, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> Problem:
+        """Do once what depends on the data alone; ``-objective.loglik(problem.evaluate())`` is then the objective."""
+        return self.solver.prepare(self.V, y, X, rank=rank)
+
+    def forward(self, y: Tensor, X: Tensor | None = None, theta: Tensor | None = None) -> Tensor:
+        """−ℓ(θ) with its constants.
+
+        Args:
+            y: Response, shape (n,).
+            X: Design of the fixed effects, shape (n, p); a column of ones when left out.
+            theta: Raw thetas, shape (k,); the module's own when left out.
+        """
+        return -self.loglik(self.prepare(y, X).evaluate(theta))
+
+
+class REML(Objective):
+    """Negative restricted log-likelihood, ½ [(n − p) log 2π + log|V| + log|X'V⁻¹X| + y'Py].
+
+    Example:
+        >>> import torch
+        >>> from openreml_nn import REML
+        >>> from openreml_nn.covariance import ScalarMatrix
+        >>> objective = REML(ScalarMatrix(4))
+        >>> loss = objective(torch.tensor([1.0, 2.0, 4.0, 5.0]), torch.ones(4, 1))
+        >>> loss.backward()
+    """
+
+    method = "REML"
+
+    def loglik(self, evaluation: Evaluation) -> Tensor:
+        return restricted_loglik(evaluation)
+
+
+class ML(Objective):
+    """Negative log-likelihood, ½ [n log 2π + log|V| + y'Py], β at its maximum."""
+
+    method = "ML"
+
+    def loglik(self, evaluation: Evaluation) -> Tensor:
+        return full_loglik(evaluation)

@@ -1,0 +1,18 @@
+"""Solvers: V → a prepared problem → an evaluation (an index)."""
+
+from openreml_nn.solvers.auto import SOLVERS, choose_solver
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
+from openreml_nn.solvers.dense import DenseSolver
+from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
+
+__all__ = [
+    "SOLVERS",
+    "DenseSolver",
+    "Evaluation",
+    "FixedEffects",
+    "NotPositiveDefinite",
+    "Problem",
+    "Solver",
+    "choose_solver",
+    "prepare_fixed_effects",
+]

@@ -1,0 +1,94 @@
+"""The dense solver: any V, one Cholesky an evaluation, and one inverse for its gradient. The oracle of all others."""
+
+import psutil
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
+from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
+from openreml_nn.solvers.gaussian_terms import GaussianTerms
+
+MATRICES_AT_PEAK = 5  # V, L, V⁻¹ and room for what a structure forms on the way
+
+
+class DenseSolver(Solver):
+    """Factor V as a dense matrix: n³/3 operations for the likelihood, n³ with its gradient, 5 n² numbers of memory."""
+
+    name = "dense"
+
+    def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "DenseProblem":
+        fixed = prepare_fixed_effects(y, X, rank)
+        _check_memory(fixed.n, fixed.e.device)
+        return DenseProblem(V, fixed)
+
+
+class DenseProblem(Problem):
+    """V, U and e, ready to be evaluated densely."""
+
+    def evaluate(self, theta: Tensor | None = None) -> "DenseEvaluation":
+        theta = self.V.theta if theta is None else theta
+        return DenseEvaluation(self, theta)
+
+    def dense_V(self, theta: Tensor) -> Tensor:
+        """V(θ), added up in one buffer where nothing of ``torch.func`` watches."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(theta):
+            return self.V.build(theta)
+        return self.V.add_to(theta.new_zeros(self.V.shape), theta)
+
+
+class DenseEvaluation(Evaluation):
+    """V = L L' at one θ."""
+
+    def __init__(self, problem: DenseProblem, theta: Tensor) -> None:
+        self.problem, self.theta = problem, theta
+        fixed: FixedEffects = problem.fixed
+        try:
+            logdet_V, logdet_M, yPy, L, Q, Py, gamma, gamma_cov = GaussianTerms.apply(
+                problem.dense_V(theta), fixed.U, fixed.e
+            )
+        except torch.linalg.LinAlgError as error:
+            raise NotPositiveDefinite(_where_it_fails(problem, theta)) from error
+        self.logdet_V, self.logdet_XtViX, self.yPy = logdet_V, logdet_M + fixed.logdet_RtR, yPy
+        self.L, self.Q, self.Py, self.gamma, self.gamma_cov = L, Q, Py, gamma, gamma_cov
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        return torch.cholesky_solve(rhs, self.L)
+
+    def project(self, rhs: Tensor) -> Tensor:
+        return self.solve(rhs) - self.Q @ (self.Q.mT @ rhs)
+
+    def inner(self, rhs: Tensor) -> Tensor:
+        W, q = solve_triangular(self.L, rhs, upper=False), self.Q.mT @ rhs
+        return W.mT @ W - q.mT @ q
+
+    def inner_diagonal(self, rhs: Tensor) -> Tensor:
+        W, q = solve_triangular(self.L, rhs, upper=False), self.Q.mT @ rhs
+        return W.square().sum(0) - q.square().sum(0)
+
+
+def _check_memory(n: int, device: torch.device) -> None:
+    """Raise a MemoryError where the dense solver would not fit, before it starts."""
+    needed = MATRICES_AT_PEAK * 8 * n * n
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0]
+    else:
+        available = psutil.virtual_memory().available
+    if needed > available:
+        raise MemoryError(
+            f"A dense V of {n} observations needs about {needed / 2**30:.1f} GiB "
+            f"({MATRICES_AT_PEAK} matrices of {n} x {n}), and {available / 2**30:.1f} GiB are free. "
+            f"Take a solver that uses the structure of V, or fewer rows."
+        )
+
+
+def _where_it_fails(problem: DenseProblem, theta: Tensor) -> str:
+    values = ", ".join(f"{name} = {value:.4g}" for name, value in
+                       zip(problem.V.param_names, problem.V.trans_params(theta.detach()).tolist(), strict=True))
+    with torch.no_grad():
+        row = int(torch.linalg.cholesky_ex(problem.dense_V(theta.detach())).info)
+    return (
+        f"V is not positive definite at {values}: its leading block of {row} rows has no Cholesky factor. "
+        f"Is there a residual variance, and is every kernel positive semi-definite?"
+    )

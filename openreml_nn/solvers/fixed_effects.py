@@ -1,0 +1,140 @@
+"""Fixed effects, before any covariance: rank, an orthonormal basis U of X, and the response centred by it.
+
+Every likelihood quantity depends on y only through its part outside the column space of X, and on X only through that
+space (but for log|R|, X = U R). Working with U and the least-squares residual e makes a fit the same for y and for
+y + 10⁸, and as accurate for badly scaled columns as for good ones.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALIASED = 1e-7  # relative length of what is left of a column after the ones before it: R's and lme4's tolerance
+
+
+@dataclass(frozen=True)
+class FixedEffects:
+    """X and y as solvers see them.
+
+    Attributes:
+        U: Orthonormal basis of the kept columns, shape (n, p).
+        R: Upper triangular, X[:, kept] = U R, shape (p, p).
+        e: Least-squares residual of y, shape (n,).
+        kept: Indices of the columns of X that are kept.
+        aliased: Indices of the columns that depend on columns to their left.
+        ols: Least-squares coefficients of y on the kept columns, shape (p,).
+    """
+
+    U: Tensor
+    R: Tensor
+    e: Tensor
+    kept: list[int]
+    aliased: list[int]
+    ols: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of observations."""
+        return self.U.shape[0]
+
+    @property
+    def p(self) -> int:
+        """Rank of X."""
+        return self.U.shape[1]
+
+    @property
+    def logdet_RtR(self) -> Tensor:
+        """log|R'R|, by which log|X'V⁻¹X| differs from log|U'V⁻¹U|."""
+        return 2.0 * self.R.diagonal().abs().log().sum()
+
+    @property
+    def residual_variance(self) -> Tensor:
+        """e'e / (n − p), the least-squares residual variance."""
+        return self.e.square().sum() / max(self.n - self.p, 1)
+
+    def beta(self, gamma: Tensor) -> Tensor:
+        """β̂ of the kept columns from the coefficients of e on U, shape (p,)."""
+        return self.ols + self.solve_R(gamma[:, None])[:, 0]
+
+    def solve_R(self, rhs: Tensor) -> Tensor:
+        """R⁻¹ ``rhs``."""
+        return torch.linalg.solve_triangular(self.R, rhs, upper=True)
+
+
+def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop") -> FixedEffects:
+    """Check y and X, find the rank and centre y.
+
+    Raises:
+        TypeError: y or X is no tensor of real numbers.
+        ValueError: Shapes do not fit, values are missing or infinite, y is constant given X, X is rank deficient with
+            ``rank="error"``, or there are no degrees of freedom left.
+    """
+    if rank not in ("drop", "error"):
+        raise ValueError(f"`rank` must be 'drop' or 'error', got {rank!r}.")
+    y = _checked("y", y, 1)
+    X = torch.ones_like(y)[:, None] if X is None else _checked("X", X, 2).to(y)
+    if len(X) != len(y):
+        raise ValueError(f"X needs one row for each of the {len(y)} observations, got {len(X)} rows.")
+    kept, aliased = _independent_columns(X.detach())
+    if aliased and rank == "error":
+        raise ValueError(f"X is rank deficient: columns {aliased} depend on columns to their left. Remove them.")
+    if len(kept) >= len(y):
+        raise ValueError(f"{len(y)} observations leave no degrees of freedom beside {len(kept)} fixed effects.")
+    X = X[:, kept] if aliased else X
+    U, R = torch.linalg.qr(X)
+    shift, constant, outside = _exact_shift(y, U, R)
+    e, a = y - shift, U.new_zeros(U.shape[1])
+    for _ in range(2):
+        c = U.mT @ e
+        e, a = e - U @ c, a + c
+    e = e + shift * (outside - outside.detach())
+    if not bool(e.detach().abs().max() > 1e-13 * y.detach().abs().max()):
+        raise ValueError("The response is constant, or the fixed effects fit it exactly: nothing is left to estimate from.")
+    ols = torch.linalg.solve_triangular(R, a[:, None], upper=True)[:, 0] + shift * constant
+    return FixedEffects(U, R, e, kept, aliased, ols)
+
+
+def _exact_shift(y: Tensor, U: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A constant c to take from y, without rounding, where X spans the constants.
+
+    Differences of neighbours such as y − y_median are exact in floating point, products with U are not: of
+    10¹² + 0.4 they would keep no digit after the point.
+
+    Returns:
+        (c, coefficients of 1 on X, part of 1 outside the span of X). The last is rounding, but its derivative with
+        respect to X is not: the caller adds c · (part − its value), a zero that carries it.
+    """
+    ones = torch.ones_like(y)
+    a = U.mT @ ones
+    outside = ones - U @ a
+    if outside.detach().abs().max() > 1e-10:
+        return y.new_zeros(()), torch.zeros_like(a), torch.zeros_like(y)
+    return y.detach().median(), torch.linalg.solve_triangular(R, a[:, None], upper=True)[:, 0], outside
+
+
+def _independent_columns(X: Tensor) -> tuple[list[int], list[int]]:
+    """Columns kept and columns aliased, decided from left to right as R's lm and lme4 do."""
+    kept, aliased = list(range(X.shape[1])), []
+    lengths = torch.linalg.vector_norm(X, dim=0)
+    while kept:
+        left = torch.linalg.qr(X[:, kept], mode="r")[1].diagonal().abs()
+        if len(left) < len(kept):  # more columns than rows: those beyond depend on the others
+            left = torch.cat([left, left.new_zeros(len(kept) - len(left))])
+        dependent = (left <= ALIASED * lengths[kept]).nonzero()
+        if not len(dependent):
+            break
+        aliased.append(kept.pop(int(dependent[0])))
+    return kept, sorted(aliased)
+
+
+def _checked(name: str, values: Tensor, dimensions: int) -> Tensor:
+    if not isinstance(values, Tensor) or values.is_complex():
+        raise TypeError(f"{name} must be a tensor of real numbers, got {type(values).__name__}.")
+    if values.ndim != dimensions:
+        raise ValueError(f"{name} must have {dimensions} dimension{'s' * (dimensions > 1)}, got {tuple(values.shape)}.")
+    values = values.to(torch.float64)
+    bad = int((~torch.isfinite(values.detach())).sum())
+    if bad:
+        raise ValueError(f"{name} holds {bad} missing or infinite values. Drop or replace them.")
+    return values
