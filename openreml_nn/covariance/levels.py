@@ -1,8 +1,8 @@
 """The levels of a factor: what a structure over them may ask, a number, labels or coordinates.
 
-A structure such as ``ScalarMatrix(n)`` needs a number, ``AR1Matrix(times)`` and ``ExponentialMatrix(coordinates)`` need
-values, and ``UnstructuredMatrix(n)`` names its variances. `Levels` is each of these, so that the part that reads a table
-can hand the same object to any structure, also to a user's own.
+A structure such as ``ScalarMatrix(n)`` needs a number, ``AR1Matrix(times)`` and ``ExponentialMatrix(coordinates)``
+need values, and ``UnstructuredMatrix(n)`` names its variances. `Levels` is each of these, so that the part that reads a
+table can hand the same object to any structure, also to a user's own.
 """
 
 import operator
@@ -67,11 +67,16 @@ def size_of(n: SupportsIndex, name: str) -> int:
 def labels_of(n: SupportsIndex, size: int) -> list[str]:
     """One label for each level: those of `Levels`, else 0, 1, ….
 
-    A dot ends a name in a ``state_dict`` and a slash joins names of operands; both stay readable as ``_``.
+    A slash joins the names of operands, so that one in a label becomes ``_``.
     """
     if isinstance(n, Levels):
         return [label.replace("/", "_") for label in n.labels]
     return [str(i) for i in range(size)]
+
+
+def tensor_of(values: Any) -> Tensor:
+    """A tensor of array-like values, a table of pandas too; a tensor is returned as it is."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.require(values, requirements="W"))
 
 
 def values_of(values: Any, name: str) -> Tensor:
@@ -81,7 +86,8 @@ def values_of(values: Any, name: str) -> Tensor:
         try:
             values = torch.tensor(np.asarray(array, dtype=np.float64))
         except (TypeError, ValueError):
-            raise TypeError(f"`{name}` needs numeric values, got {array.dtype} ({array.ravel()[:1].tolist()}).") from None
+            first = array.ravel()[:1].tolist()
+            raise TypeError(f"`{name}` needs numeric values, got {array.dtype} {first}.") from None
     values = values.detach().to(torch.float64)
     if values.ndim == 1:
         values = values[:, None]

@@ -49,6 +49,8 @@ class Matrix(nn.Module, ABC):
         ValueError: Names repeat, an index is out of range, lengths differ, or a start value is outside its domain.
     """
 
+    _intermediates: tuple[Tensor, Any] | None
+
     def __init__(
         self,
         shape: tuple[int, int],
@@ -80,7 +82,7 @@ class Matrix(nn.Module, ABC):
         """The dense matrix at ``params`` (tensor or dictionary of raw thetas), or at the module's own thetas."""
         return self.build(self._flat(params))
 
-    # ---- what a structure may do faster than through its dense form ------------------------------------------------------
+    # ---- what a structure may do faster than through its dense form --------------------------------------------------
 
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         """V(θ) @ ``rhs`` for ``rhs`` of shape (columns, m)."""
@@ -125,7 +127,7 @@ class Matrix(nn.Module, ABC):
         """Add Z C Z' to ``out`` in place, as ``add_to`` does."""
         return out.add_(self.sandwich(params, inner, inner_params))
 
-    # ---- what a report shows ---------------------------------------------------------------------------------------------
+    # ---- what a report shows -----------------------------------------------------------------------------------------
 
     @property
     def natural_names(self) -> list[str]:
@@ -142,15 +144,16 @@ class Matrix(nn.Module, ABC):
 
     @property
     def scale_powers(self) -> list[float]:
-        """Power of c by which each natural parameter is multiplied where the matrix is multiplied by c.
+        """Power p of each transformed parameter: all of them times cᵖ is the matrix times c.
 
-        1 for a variance, ½ for a standard deviation or a loading, 0 for a correlation or a range. By default a
-        parameter whose transform has the image (0, ∞) counts as a variance and every other one as free of scale.
+        1 for a variance, ½ for a standard deviation or a loading, 0 for a correlation or a range; all 0 where the
+        matrix has no scale. By default a parameter whose transform has the image (0, ∞) counts as a variance and every
+        other one as free of scale.
         """
         return [1.0 if t is not None and t.image == (0.0, math.inf) else 0.0 for t in self._transforms()]
 
     def rescale(self, params: Tensor, factor: float) -> Tensor:
-        """Raw thetas at which the matrix is ``factor`` times the one at ``params``."""
+        """Raw thetas at which the matrix is ``factor`` times the one at ``params``; ``params`` if it has no scale."""
         out = params.detach().clone()
         for i, (t, power) in enumerate(zip(self._transforms(), self.scale_powers, strict=True)):
             if power:
@@ -158,12 +161,12 @@ class Matrix(nn.Module, ABC):
                 out[i] = x * factor**power if t is None else t.inverse(t.forward(x) * factor**power)
         return out
 
-    # ---- thetas --------------------------------------------------------------------------------------------------------
+    # ---- thetas ------------------------------------------------------------------------------------------------------
 
     @property
     def theta(self) -> Tensor:
         """The module's own raw thetas as one flat tensor, differentiable."""
-        own = self.theta_parameters()
+        own: list[Tensor] = [*self.theta_parameters()]
         return torch.cat(own) if own else torch.zeros(0, dtype=torch.float64, device=self._device())
 
     def theta_parameters(self) -> list[nn.Parameter]:
@@ -197,7 +200,7 @@ class Matrix(nn.Module, ABC):
         """The transforms as they were given: one for each parameter, a single one for all, or None."""
         return None if self._trans is None else list(self._trans)
 
-    # ---- fixed parameters ------------------------------------------------------------------------------------------------
+    # ---- fixed parameters --------------------------------------------------------------------------------------------
 
     @property
     def no_grad_index(self) -> list[int]:
@@ -232,7 +235,7 @@ class Matrix(nn.Module, ABC):
             if i in fixed:
                 p.grad = None
 
-    # ---- parameters as tensor and as dictionary ----------------------------------------------------------------------------
+    # ---- parameters as tensor and as dictionary ----------------------------------------------------------------------
 
     def check_params(self, params: Params) -> tuple[torch.device, torch.dtype]:
         """Validate raw parameters and return their (device, dtype).
@@ -243,7 +246,7 @@ class Matrix(nn.Module, ABC):
         """
         flat = self.from_param_dict(params)
         if not isinstance(flat, Tensor):
-            raise TypeError(f"`{self._name}` needs its parameters as a tensor or a dictionary, got {type(flat).__name__}.")
+            raise TypeError(f"`{self._name}` needs a tensor or a dictionary of parameters, got {type(flat).__name__}.")
         if not flat.is_floating_point():
             raise TypeError(f"`{self._name}` needs floating-point parameters, got {flat.dtype}.")
         if flat.ndim != 1 or len(flat) != self.num_params:
@@ -254,7 +257,7 @@ class Matrix(nn.Module, ABC):
         return flat.device, flat.dtype
 
     def from_param_dict(self, param_dict: Params) -> Tensor:
-        """The flat tensor of a dictionary of parameters, in the order of ``param_names``; a tensor is returned as it is.
+        """The flat tensor of a dictionary of parameters, in the order of ``param_names``; a tensor stays as it is.
 
         Raises:
             ValueError: Keys are missing or unexpected, or a value does not have one element.
@@ -271,7 +274,7 @@ class Matrix(nn.Module, ABC):
             )
         if not self._param_names:
             return self.theta
-        values = [torch.as_tensor(param_dict[name]).reshape(-1) for name in self._param_names]
+        values = [_tensor(param_dict[name]).reshape(-1) for name in self._param_names]
         for name, value in zip(self._param_names, values, strict=True):
             if len(value) != 1:
                 raise ValueError(f"`{self._name}` needs one value for {name!r}, got {len(value)}.")
@@ -284,7 +287,7 @@ class Matrix(nn.Module, ABC):
         self.check_params(params)
         return dict(zip(self._param_names, params.split(1), strict=True)) if self.num_params else {}
 
-    # ---- transforms --------------------------------------------------------------------------------------------------------
+    # ---- transforms --------------------------------------------------------------------------------------------------
 
     def trans_params(self, params: Params) -> Tensor:
         """The natural parameters f_k(θ_k), same shape as ``params``."""
@@ -305,9 +308,9 @@ class Matrix(nn.Module, ABC):
     def _transforms(self) -> list[Transform | None]:
         if not self._trans:
             return [None] * self.num_params
-        return list(self._trans) * self.num_params if len(self._trans) == 1 else list(self._trans)
+        return [*self._trans] * self.num_params if len(self._trans) == 1 else [*self._trans]
 
-    # ---- Jacobians ---------------------------------------------------------------------------------------------------------
+    # ---- Jacobians ---------------------------------------------------------------------------------------------------
 
     @property
     def grad_mode(self) -> str:
@@ -359,7 +362,7 @@ class Matrix(nn.Module, ABC):
         """The Jacobian at ``theta``: ``self.grad(theta)[0]`` under the name that torch-openreml's ``REML`` calls."""
         return self.grad(theta)[0]
 
-    # ---- cache for users -----------------------------------------------------------------------------------------------------
+    # ---- cache for users ---------------------------------------------------------------------------------------------
 
     def set_intermediates(self, params: Params, intermediates: Any) -> None:
         """Keep an object for these parameters; a no-op for a matrix without parameters."""
@@ -378,12 +381,12 @@ class Matrix(nn.Module, ABC):
 
     def reset_intermediates(self) -> None:
         """Forget what ``set_intermediates`` kept."""
-        self._intermediates: tuple[Tensor, Any] | None = None
+        self._intermediates = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_intermediates": None}
 
-    # ---- text ----------------------------------------------------------------------------------------------------------------
+    # ---- text --------------------------------------------------------------------------------------------------------
 
     @property
     def repr_dict(self) -> dict[str, Any]:
@@ -394,14 +397,14 @@ class Matrix(nn.Module, ABC):
     def __repr__(self) -> str:
         return f"{self._name}({', '.join(f'{key}={value}' for key, value in self.repr_dict.items())})"
 
-    # ---- helpers ---------------------------------------------------------------------------------------------------------------
+    # ---- helpers -----------------------------------------------------------------------------------------------------
 
     @property
     def _name(self) -> str:
         return type(self).__name__
 
     def _device(self) -> torch.device:
-        held = next(self.parameters(), None)
+        held: Tensor | None = next(self.parameters(), None)
         held = next(self.buffers(), None) if held is None else held
         return torch.device("cpu") if held is None else held.device
 
@@ -437,6 +440,10 @@ class Matrix(nn.Module, ABC):
         return theta
 
 
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+
+
 def _checked_names(names: Sequence[str], owner: str) -> list[str]:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"`{owner}` needs `param_names` as a list of strings, got {names!r}.")
@@ -470,10 +477,14 @@ def _groups_of_equal(trans: list[Transform] | None) -> list[tuple[Transform, lis
     """Indices of equal transforms together, so that each is applied once; None where one serves all."""
     if not trans or all(t == trans[0] for t in trans):
         return None
-    groups: dict[Transform, list[int]] = {}
+    groups: list[tuple[Transform, list[int]]] = []
     for i, t in enumerate(trans):
-        groups.setdefault(t, []).append(i)
-    return list(groups.items())
+        group = next((index for other, index in groups if other == t), None)
+        if group is None:
+            groups.append((t, [i]))
+        else:
+            group.append(i)
+    return groups
 
 
 def _inverse_permutation(order: list[int]) -> list[int]:

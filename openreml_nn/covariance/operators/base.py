@@ -100,7 +100,9 @@ class Operator(Matrix):
 
     @property
     def scale_powers(self) -> list[float]:
-        """Those of every operand: right for operators that are linear in their operands."""
+        """Those of every operand, or all 0 if an operand has no scale: right for operators linear in all operands."""
+        if not all(any(operand.scale_powers) for operand in self.operand_list()):
+            return [0.0] * self.num_params
         return self._powers_of(range(len(self._operand_names)))
 
     def _powers_of(self, which: Sequence[int], factor: float = 1.0) -> list[float]:
@@ -112,11 +114,19 @@ class Operator(Matrix):
         return powers
 
     def _powers_of_first(self) -> list[float]:
-        """Those of the first operand with a free parameter that scales it: for products."""
-        for k, operand in enumerate(self.operand_list()):
-            fixed = operand.no_grad_index
-            if any(power for i, power in enumerate(operand.scale_powers) if i not in fixed):
-                return self._powers_of([k])
+        """Those of the first operand with a free parameter that scales it: for products.
+
+        An operand that stands at m places takes the m-th root of the factor; one that shares only some of its
+        parameters with another place is passed over.
+        """
+        operands = self.operand_list()
+        for k, operand in enumerate(operands):
+            fixed, same = operand.no_grad_index, sum(other is operand for other in operands)
+            free = any(power for i, power in enumerate(operand.scale_powers) if i not in fixed)
+            own = set(self.operand_index(self._operand_names[k]))
+            others = [n for n, other in zip(self._operand_names, operands, strict=True) if other is not operand]
+            if free and own.isdisjoint(i for name in others for i in self.operand_index(name)):
+                return self._powers_of([k], factor=1.0 / same)
         return [0.0] * self.num_params
 
     @property
@@ -126,9 +136,13 @@ class Operator(Matrix):
 
 def _named_operands(owner: str, operands: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Matrix]:
     if len(operands) == 1 and isinstance(operands[0], Mapping):
-        given = dict(operands[0]) | named
+        given = dict(operands[0])
     else:
-        given = {f"op_{i}": operand for i, operand in enumerate(operands)} | named
+        given = {f"op_{i}": operand for i, operand in enumerate(operands)}
+    twice = sorted(given.keys() & named.keys())
+    if twice:
+        raise ValueError(f"`{owner}` got two operands with the name {twice[0]!r}.")
+    given |= named
     if not given:
         raise ValueError(f"`{owner}` needs at least one operand.")
     for name, operand in given.items():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,12 +25,12 @@ class KroneckerProduct(Operator):
         return reduce(torch.kron, [a.build(own) for a, own in self.parts(params)])
 
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
-        return self._apply(params, rhs, transpose=False)
+        return self._along_axes(params, rhs, transpose=False)
 
     def rmatmul(self, params: Tensor, rhs: Tensor) -> Tensor:
-        return self._apply(params, rhs, transpose=True)
+        return self._along_axes(params, rhs, transpose=True)
 
-    def _apply(self, params: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
+    def _along_axes(self, params: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
         """Multiply the first axis of ``rhs``, taken as a grid, by each operand along the operand's own axis."""
         m, into, out = rhs.shape[1], int(not transpose), int(transpose)
         before, after = 1, math.prod(a.shape[into] for a in self.operand_list())
@@ -98,7 +99,7 @@ class Product(Operator):
     r"""V = A B …, the matrix product."""
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
-        for left, right in zip(operands, operands[1:], strict=False):
+        for left, right in pairwise(operands):
             if left.shape[1] != right.shape[0]:
                 raise ValueError(f"`Product` needs shapes that fit, got {[a.shape for a in operands]}.")
         return operands[0].shape[0], operands[-1].shape[1]

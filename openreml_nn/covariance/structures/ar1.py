@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class AR1Matrix(Matrix):
     lag_index: Tensor
 
     def __init__(self, times: Any, *, start: Any = None) -> None:
-        t = values_of(range(times) if isinstance(times, int) else times, "AR1Matrix")
+        t = values_of(range(int(times)) if isinstance(times, (int, np.integer)) else times, "AR1Matrix")
         if t.shape[1] != 1 or not torch.equal(t, t.round()):
             raise ValueError(
                 "`AR1Matrix` needs integer times in one column; for other distances take `ExponentialMatrix`."
@@ -34,13 +35,15 @@ class AR1Matrix(Matrix):
             raise ValueError("`AR1Matrix` needs times that differ; two observations of one group have the same time.")
         super().__init__((len(t), len(t)), ["sigma^2", "rho"], [TransformExpPow2(), TransformSigmoid(-1.0, 1.0)],
                          start=start)
+        # Lag 0 comes first and stays out of the power: the second derivative of ρ⁰ is NaN at ρ = 0 in autograd.
         lags, index = torch.cdist(t, t, p=1.0).unique(return_inverse=True)
         self.register_buffer("lags", lags, persistent=False)
         self.register_buffer("lag_index", index, persistent=False)
 
     def build(self, params: Tensor) -> Tensor:
         sigma2, rho = self.trans_params(params)
-        return (sigma2 * rho ** self.lags.to(params.dtype))[self.lag_index]
+        powers = rho ** self.lags[1:].to(params.dtype)
+        return (sigma2 * torch.cat([powers.new_ones(1), powers]))[self.lag_index]
 
     def diagonal(self, params: Tensor) -> Tensor:
         return self.trans_params(params)[:1].expand(self.shape[0])

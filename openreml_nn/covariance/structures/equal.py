@@ -39,7 +39,7 @@ class EquicorrelationMatrix(Matrix):
     r"""V = (1 − ρ) I + ρ J, with −1/(n − 1) < ρ < 1.
 
     Args:
-        n: Size, at least 2, or `Levels`.
+        n: Size, or `Levels`; with a single level ρ has no effect.
         start: Start value of ρ.
     """
 
@@ -61,7 +61,7 @@ class CompoundSymmetricMatrix(Matrix):
     r"""V = σ² [(1 − ρ) I + ρ J], with −1/(n − 1) < ρ < 1: one variance, one correlation.
 
     Args:
-        n: Size, at least 2, or `Levels`.
+        n: Size, or `Levels`; with a single level ρ has no effect.
         start: Start values of σ² and ρ.
     """
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from openreml_nn.covariance.levels import Levels
+from openreml_nn.covariance.levels import Levels, tensor_of
 from openreml_nn.covariance.matrix import Matrix
 
 
@@ -105,14 +105,8 @@ class IncidenceMatrix(Matrix):
     def _pairs_of_rows(self) -> tuple[Tensor, Tensor]:
         """All pairs (i, j) of rows of the same level; kept, because they depend on the codes alone."""
         if self._pairs is None or self._pairs[0].device != self.codes.device:
-            order = torch.argsort(self.codes, stable=True)
-            order = order[self.codes[order] >= 0]
-            sizes = torch.bincount(self.codes[order], minlength=len(self.levels))
-            first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-            size = sizes.repeat_interleave(sizes)
-            left = torch.arange(len(order), device=order.device).repeat_interleave(size)
-            step = torch.arange(len(left), device=order.device) - (size.cumsum(0) - size).repeat_interleave(size)
-            self._pairs = (order[left], order[first.repeat_interleave(size) + step])
+            with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later gradient
+                self._pairs = _pairs_of_equal(self.codes, len(self.levels))
         return self._pairs
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +166,7 @@ class KhatriRaoMatrix(IncidenceMatrix):
     """
 
     def __init__(self, values: Any, dummy: DummyMatrix, effects: Sequence[str] | None = None) -> None:
-        x = torch.as_tensor(values, dtype=torch.float64).detach()
+        x = tensor_of(values).detach().to(torch.float64)
         if x.ndim != 2 or len(x) != dummy.shape[0]:
             raise ValueError(
                 f"`KhatriRaoMatrix` needs values of shape ({dummy.shape[0]}, s), got {tuple(x.shape)}."
@@ -181,6 +175,18 @@ class KhatriRaoMatrix(IncidenceMatrix):
         if len(names) != x.shape[1]:
             raise ValueError(f"`KhatriRaoMatrix` needs {x.shape[1]} names of effects, got {len(names)}.")
         super().__init__(dummy.codes.clone(), dummy.levels, x, names)
+
+
+def _pairs_of_equal(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """All pairs (i, j) with codes[i] = codes[j] ≥ 0, for codes below ``count``."""
+    order = torch.argsort(codes, stable=True)
+    order = order[codes[order] >= 0]
+    sizes = torch.bincount(codes[order], minlength=count)
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    size = sizes.repeat_interleave(sizes)
+    left = torch.arange(len(order), device=order.device).repeat_interleave(size)
+    step = torch.arange(len(left), device=order.device) - (size.cumsum(0) - size).repeat_interleave(size)
+    return order[left], order[first.repeat_interleave(size) + step]
 
 
 def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, list[str]]:
@@ -213,7 +219,7 @@ def _recode(codes: np.ndarray, labels: list[str], levels: list[str], unknown: st
     if len(set(levels)) != len(levels):
         raise ValueError("`DummyMatrix` needs levels without repetition.")
     place = {label: i for i, label in enumerate(levels)}
-    strange = [label for label in labels if label not in place]
+    strange = [labels[code] for code in np.unique(codes) if labels[code] not in place]
     if strange and unknown == "error":
         raise ValueError(
             f"`DummyMatrix` got {len(strange)} unknown level{'s' * (len(strange) > 1)} ({', '.join(strange[:5])}); "

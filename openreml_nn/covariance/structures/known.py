@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openreml_nn.covariance.levels import tensor_of
 from openreml_nn.covariance.matrix import Matrix
 from openreml_nn.covariance.transform import Transform, TransformExpPow2
 
@@ -24,7 +25,7 @@ class KnownMatrix(Matrix):
     K: Tensor
 
     def __init__(self, K: Any, trans: Transform | None = None, *, start: Any = None) -> None:
-        K = check_kernel(torch.as_tensor(K, dtype=torch.float64).detach())
+        K = check_kernel(tensor_of(K).detach().to(torch.float64))
         super().__init__((len(K), len(K)), ["sigma^2"], [trans or TransformExpPow2()], start=start)
         self.register_buffer("K", K, persistent=False)
 
@@ -46,8 +47,8 @@ def check_kernel(K: Tensor, name: str = "K") -> Tensor:
 
     Rounding is allowed: asymmetry and negative eigenvalues up to 1e-8 of the largest element.
     """
-    if K.ndim != 2 or K.shape[0] != K.shape[1]:
-        raise ValueError(f"The kernel {name} must be square, got shape {tuple(K.shape)}.")
+    if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) == 0:
+        raise ValueError(f"The kernel {name} must be square and not empty, got shape {tuple(K.shape)}.")
     if not bool(torch.isfinite(K).all()):
         raise ValueError(f"The kernel {name} holds missing or infinite values.")
     tolerance = 1e-8 * K.abs().max().item()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openreml_nn.covariance.levels import tensor_of
 from openreml_nn.covariance.matrix import Matrix
 
 
@@ -18,7 +19,7 @@ class SimpleMatrix(Matrix):
     values: Tensor
 
     def __init__(self, values: Any) -> None:
-        values = torch.as_tensor(values).detach()
+        values = tensor_of(values).detach()
         if values.ndim != 2:
             raise ValueError(f"`SimpleMatrix` needs a tensor of two dimensions, got shape {tuple(values.shape)}.")
         super().__init__((values.shape[0], values.shape[1]), [])

@@ -74,7 +74,8 @@ class UnstructuredMatrix(Matrix):
 def _cholesky_rows(start: Any, size: int) -> Tensor:
     V = torch.as_tensor(start, dtype=torch.float64)
     if V.shape != (size, size) or not torch.allclose(V, V.mT):
-        raise ValueError(f"`UnstructuredMatrix` needs a symmetric start of shape ({size}, {size}), got {tuple(V.shape)}.")
+        what = "a matrix that is not symmetric" if V.shape == (size, size) else f"shape {tuple(V.shape)}"
+        raise ValueError(f"`UnstructuredMatrix` needs a symmetric start of shape ({size}, {size}), got {what}.")
     L, failed = torch.linalg.cholesky_ex(V)
     if failed:
         raise ValueError("`UnstructuredMatrix` needs a positive definite start.")

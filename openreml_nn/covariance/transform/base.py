@@ -1,7 +1,7 @@
 """What a transform is: a monotone map f from a raw theta, any real number, to a parameter on its natural scale.
 
-An optimiser moves the raw theta; a statistician reads f(theta). A transform therefore has three functions that must agree
-(f, its inverse, its derivative) and an image, which says where the boundaries of the natural parameter are.
+An optimiser moves the raw theta; a statistician reads f(theta). A transform therefore has three functions that must
+agree (f, its inverse, its derivative) and an image, which says where the boundaries of the natural parameter are.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import Tensor
 class Transform(ABC):
     """Elementwise, strictly monotone map f from raw to natural parameters.
 
-    A subclass gives ``forward``, ``inverse`` and ``grad``, and ``domain`` if f does not take every real number; it holds no tensors and no state, so that one object
-    serves any number of parameters, dtypes and devices.
+    A subclass gives ``forward``, ``inverse`` and ``grad``, and ``domain`` if f does not take every real number; it
+    holds no tensors and no state, so that one object serves any number of parameters, dtypes and devices.
     """
 
     @abstractmethod
@@ -39,6 +39,18 @@ class Transform(ABC):
         """Infimum and supremum of f over the part of ``[low, high]`` in its domain."""
         ends = torch.tensor([max(low, self.domain[0]), min(high, self.domain[1])], dtype=torch.float64)
         first, last = sorted(self.forward(end).item() for end in ends)
+        return first, last
+
+    def domain_of(self, low: float, high: float) -> tuple[float, float]:
+        """Infimum and supremum of the x in the domain whose f(x) is in ``[low, high]``."""
+        (bottom, from_bottom), (top, from_top) = sorted((self.image_of(x, x)[0], x) for x in self.domain)
+
+        def back(y: float) -> float:
+            if bottom < y < top:
+                return self.inverse(torch.tensor(y, dtype=torch.float64)).item()
+            return from_bottom if y <= bottom else from_top
+
+        first, last = sorted((back(low), back(high)))
         return first, last
 
     @property

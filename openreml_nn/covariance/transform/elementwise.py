@@ -1,7 +1,6 @@
 """The transforms themselves; each is its formula, its inverse, its derivative and its image."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,8 +107,12 @@ class TransformPow(Transform):
 
     @property
     def domain(self) -> tuple[float, float]:
-        lowest = -math.inf if self._odd else (sys.float_info.min if self.power < 0 else 0.0)
-        return lowest, math.inf
+        return (-math.inf if self._odd else 0.0), math.inf
+
+    def image_of(self, low: float, high: float) -> tuple[float, float]:
+        ends = torch.tensor([max(low, self.domain[0]), high], dtype=torch.float64)
+        first, last = sorted(torch.pow(ends, self.power).tolist())
+        return first, last
 
     def _inside(self, values: Tensor, call: str, letter: str) -> None:
         if self.power < 0:
@@ -224,8 +227,14 @@ class TransformChain(Transform):
         return slope
 
     @property
-    def image(self) -> tuple[float, float]:
+    def domain(self) -> tuple[float, float]:
         ends = (-math.inf, math.inf)
+        for t in reversed(self.transforms):
+            ends = t.domain_of(*ends)
+        return ends
+
+    def image_of(self, low: float, high: float) -> tuple[float, float]:
+        ends = (low, high)
         for t in self.transforms:
             ends = t.image_of(*ends)
         return ends
