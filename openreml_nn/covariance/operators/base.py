@@ -15,7 +15,7 @@ from openreml_nn.covariance.matrix import Matrix, _Box, _key
 from openreml_nn.covariance.structures.simple import SimpleMatrix
 from openreml_nn.covariance.transform import Transform, TransformIdentity
 
-_POSITIONAL = re.compile(r"op_\d+")
+_POSITIONAL = re.compile(r"\bop_\d+/")
 
 
 class Operator(Matrix):
@@ -89,10 +89,7 @@ class Operator(Matrix):
 
     @property
     def natural_names(self) -> list[str]:
-        paths = [(*path, name) for path, leaf, _ in self.leaves() for name in leaf.natural_names]
-        full = ["/".join(path) for path in paths]
-        short = ["/".join(part for part in path if not _POSITIONAL.fullmatch(part)) for path in paths]
-        return [s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)]
+        return short_names(["/".join((*path, name)) for path, leaf, _ in self.leaves() for name in leaf.natural_names])
 
     def natural(self, params: Tensor) -> Tensor:
         parts = [leaf.natural(params[index]) for _, leaf, index in self.leaves()]
@@ -132,6 +129,12 @@ class Operator(Matrix):
     @property
     def repr_dict(self) -> dict[str, Any]:
         return {name: self.operand(name) for name in self._operand_names}
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the positions of operands (``op_1/``), where they stay unique without them."""
+    short = [_POSITIONAL.sub("", name) for name in names]
+    return [s if short.count(s) == 1 else full for s, full in zip(short, names, strict=True)]
 
 
 def _named_operands(owner: str, operands: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Matrix]:

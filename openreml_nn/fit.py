@@ -1,0 +1,161 @@
+"""A fit without Lightning: objective, optimiser and loop in one call."""
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.likelihood import average_information
+from openreml_nn.objectives import ML, REML, Objective
+from openreml_nn.optim import (
+    Average,
+    AverageInformation,
+    Direction,
+    Geometry,
+    Progress,
+    StepControl,
+    data_start,
+)
+from openreml_nn.result import FitResult
+from openreml_nn.solvers import Evaluation, Problem, Solver
+
+OBJECTIVES: dict[str, type[Objective]] = {"REML": REML, "ML": ML}
+
+
+def fit(
+    V: Matrix,
+    y: Tensor,
+    X: Tensor | None = None,
+    *,
+    method: str = "REML",
+    start: Tensor | str = "auto",
+    solver: str | Solver = "auto",
+    direction: Direction | None = None,
+    control: StepControl | None = None,
+    tolerance: float = 1e-14,
+    max_steps: int = 200,
+    rank: str = "drop",
+    x_names: Sequence[str] | None = None,
+) -> FitResult:
+    r"""Fit y ~ N(Xβ, V(θ)) by restricted or full maximum likelihood; V holds the estimates afterwards.
+
+    Args:
+        V: Covariance of the observations, shape (n, n).
+        y: Response, shape (n,).
+        X: Design of the fixed effects, shape (n, p); a column of ones when left out.
+        method: ``"REML"`` or ``"ML"``.
+        start: ``"data"``: from the least-squares residual variance; ``"current"``: V's own thetas; ``"auto"``: from the
+            data if V's thetas are all at their raw default 0, else V's own; or raw thetas, shape (k,).
+        solver: ``"auto"``, the name of a solver, or a solver.
+        direction: Information matrix of the steps; average information by default.
+        control: Step control; a trust region by default.
+        tolerance: Newton decrement at which the fit has converged.
+        max_steps: Largest number of accepted steps.
+        rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
+        x_names: Names of the columns of X.
+
+    Raises:
+        ValueError: The data or the model cannot be fitted; the message says why.
+        ConfoundedParameters: The data cannot tell some variance parameters apart.
+    """
+    began = time.perf_counter()
+    if method not in OBJECTIVES:
+        raise ValueError(f"`method` must be 'REML' or 'ML', got {method!r}.")
+    objective = OBJECTIVES[method](V, solver)
+    problem = objective.prepare(y, X, rank=rank)
+    names = column_names(problem, X, x_names)
+    warn_of_aliased(problem, names)
+    V.set_theta(start_theta(problem, start))
+    history: list[Progress] = []
+    if len(V.no_grad_index) == V.num_params:
+        return build_result(objective, problem.evaluate(V.theta.detach()), None, history, names, began)
+    current: list[Evaluation] = []  # the last evaluation, freed before the next is made
+    direction = direction or Average()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        current.clear()
+        current.append(problem.evaluate())
+        loss = -objective.loglik(current[0])
+        loss.backward()
+        return loss
+
+    optimizer = AverageInformation(
+        V.theta_parameters(),
+        information=lambda: direction.information(objective, current[0]),
+        geometry=lambda: Geometry.of(V),
+        control=control,
+        tolerance=tolerance,
+    )
+    while not history or not (history[-1].done or history[-1].iteration >= max_steps):
+        optimizer.step(closure)
+        history.append(optimizer.progress)
+    current.clear()
+    with torch.no_grad():
+        evaluation = problem.evaluate(V.theta.detach())
+    return build_result(objective, evaluation, optimizer, history, names, began)
+
+
+def start_theta(problem: Problem, start: Tensor | str) -> Tensor:
+    """Raw thetas to start from; the choices are those of `fit`."""
+    V = problem.V
+    if isinstance(start, Tensor):
+        V.check_params(start)
+        return start
+    if start not in ("auto", "data", "current"):
+        raise ValueError(f"`start` must be 'auto', 'data', 'current' or raw thetas, got {start!r}.")
+    theta = V.theta.detach()
+    free = [k for k in range(V.num_params) if k not in set(V.no_grad_index)]
+    untouched = not bool(theta[free].any())
+    return data_start(problem) if start == "data" or (start == "auto" and untouched) else theta
+
+
+def build_result(
+    objective: Objective,
+    evaluation: Evaluation,
+    optimizer: AverageInformation | None,
+    history: list[Progress],
+    x_names: list[str],
+    began: float = math.nan,
+) -> FitResult:
+    """The result of an optimiser that has ended, or of parameters that are all fixed (``optimizer`` None)."""
+    V = evaluation.problem.V
+    fixed = set(V.no_grad_index)
+    free = np.array([k for k in range(V.num_params) if k not in fixed], dtype=int)
+    held = np.zeros(V.num_params, dtype=int)
+    theta_cov = np.full((V.num_params, V.num_params), math.nan)
+    converged, reason = True, "all variance parameters are fixed"
+    if optimizer is not None:
+        last = history[-1]
+        converged, reason = last.converged, last.reason or f"the limit of {last.iteration} steps was reached"
+        held[free] = last.held
+        inner = free[held[free] == 0]
+        H = average_information(evaluation).cpu().numpy()
+        use = held[free] == 0
+        theta_cov[np.ix_(inner, inner)] = np.linalg.pinv(H[np.ix_(use, use)], hermitian=True)
+    return FitResult(
+        objective, evaluation, converged, reason, history, theta_cov, tuple(int(h) for h in held), x_names,
+        time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def column_names(problem: Problem, X: Tensor | None, x_names: Sequence[str] | None) -> list[str]:
+    """Names of the columns of X; ``x0``, ``x1``, … where none are given."""
+    count = 1 if X is None else X.shape[1]
+    if x_names is None:
+        return ["(Intercept)"] if X is None else [f"x{i}" for i in range(count)]
+    if len(x_names) != count:
+        raise ValueError(f"`x_names` needs {count} names, got {len(x_names)}.")
+    return list(x_names)
+
+
+def warn_of_aliased(problem: Problem, names: Sequence[str]) -> None:
+    """Warn of the columns of X that were dropped."""
+    if problem.fixed.aliased:
+        dropped = ", ".join(names[i] for i in problem.fixed.aliased)
+        warnings.warn(f"X is rank deficient; dropped, from left to right: {dropped}.", stacklevel=3)

@@ -1,0 +1,347 @@
+"""A second-order optimiser for a few parameters and an objective that is a negative log-likelihood.
+
+It is a ``torch.optim.Optimizer`` driven by a closure, as ``torch.optim.LBFGS`` is, and differs from it in what a
+likelihood offers: an information matrix at hardly any cost, a scale on which convergence can be told (the Newton
+decrement g'H⁻¹g, twice the gain in ℓ that is left), and variances that go to zero.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
+from openreml_nn.optim.geometry import Geometry
+from openreml_nn.solvers import NotPositiveDefinite
+
+ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
+PUSHED = 10.0  # raw step towards a boundary: a standard deviation falls by a factor of exp(10)
+NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is on, its boundary
+DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of parameters that can be told apart
+
+
+_ARRAYS = {"score": float, "information": float, "units": float, "held": int, "finite": bool}
+
+
+class ConfoundedParameters(ValueError):
+    """The information is singular: the data cannot tell some parameters apart."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the optimiser stands, after its last step.
+
+    Attributes:
+        iteration: Accepted steps so far.
+        loglik: ℓ.
+        score_norm: Euclidean norm of ∂ℓ/∂θ over the parameters that are not held on a boundary.
+        decrement: g'H⁻¹g over the same.
+        step_norm: Length of the last accepted step, in units of the parameters.
+        step_length: That length as a fraction of the full step H⁻¹g.
+        trials: Evaluations that the last step took.
+        condition: Condition number of the information.
+        held: Held parameters: −1 at a lower, 1 at an upper boundary, 0 free.
+        done: Whether the optimiser has ended.
+        converged: Whether it ended at a maximum.
+        reason: Why it ended.
+    """
+
+    iteration: int
+    loglik: float
+    score_norm: float
+    decrement: float
+    step_norm: float
+    step_length: float
+    trials: int
+    condition: float
+    held: tuple[int, ...]
+    done: bool
+    converged: bool
+    reason: str
+
+
+class AverageInformation(torch.optim.Optimizer):
+    r"""θ ← θ + δ, with δ from the score and an information matrix of the objective, under a step control.
+
+    Every accepted step raises ℓ; where the expected gain is below the rounding of ℓ, the Newton decrement falls instead
+    and ℓ stays the same to rounding. A trial point at which V is not positive definite is a rejected step. A parameter
+    that runs to a finite boundary of its natural scale (a variance to 0, a correlation to 1) is held there as soon as
+    what is left to gain is nothing, and let go again when the score points inwards.
+
+    Args:
+        params: Parameters, each of any shape; those with ``requires_grad`` are moved.
+        information: Gives the (k, k) information at the thetas of the closure's last call.
+        geometry: What is known of the k parameters, or a function that gives it before the first step.
+        control: Step control.
+        tolerance: Newton decrement at which the fit has converged.
+
+    Raises:
+        ConfoundedParameters: from ``step``, when the information stays singular.
+
+    Source: Gilmour, Thompson & Cullis (1995), Biometrics 51, 1440-1450.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        information: Callable[[], Tensor],
+        *,
+        geometry: Geometry | Callable[[], Geometry] | None = None,
+        control: StepControl | None = None,
+        tolerance: float = 1e-14,
+    ) -> None:
+        super().__init__(params, {})
+        if len(self.param_groups) != 1:
+            raise ValueError("`AverageInformation` needs all its parameters in one group.")
+        if not tolerance > 0:
+            raise ValueError(f"`AverageInformation` needs a tolerance above 0, got {tolerance}.")
+        self._information = information
+        self._geometry = geometry
+        self.control = control or TrustRegion()
+        self.tolerance = tolerance
+
+    # ---- what a caller reads -----------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """Where the optimiser stands; an error before the first step."""
+        s = self._memory()
+        if "loss" not in s:
+            raise ValueError("`AverageInformation` has made no step yet.")
+        free = s["held"] == 0
+        g, H = s["score"][free], s["information"][np.ix_(free, free)]
+        return Progress(
+            iteration=s["iteration"], loglik=-s["loss"], score_norm=float(np.linalg.norm(g)),
+            decrement=_decrement(H, g), step_norm=s["step_norm"], step_length=s["step_length"], trials=s["trials"],
+            condition=float(np.linalg.cond(H)) if len(g) else 1.0, held=tuple(int(h) for h in s["held"]),
+            done=s["done"], converged=s["converged"], reason=s["reason"],
+        )  # fmt: skip
+
+    @property
+    def information(self) -> np.ndarray:
+        """The information at the present thetas, shape (k, k)."""
+        return np.array(self._memory()["information"])
+
+    # ---- a step ------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Tensor:  # type: ignore[override]
+        """Make one accepted step, or end; returns the loss at the thetas it leaves.
+
+        Args:
+            closure: Clears the gradients, computes the loss, calls ``backward`` and returns the loss.
+        """
+        closure = torch.enable_grad()(closure)
+        s = self._memory()
+        if "theta" not in s or not torch.equal(s["theta"], self._gather()):
+            self._begin(s, closure)
+        elif s["done"]:
+            closure()  # a training loop expects its closure to be called
+        if not s["done"]:
+            self._advance(s, closure)
+        self._write(s["theta"], -s["score"])
+        return torch.tensor(s["loss"], dtype=torch.float64)
+
+    def _begin(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
+        """Evaluate where the parameters are, without moving."""
+        k = len(self._gather())
+        if k == 0:
+            raise ValueError("`AverageInformation` has no parameter to move; all are fixed.")
+        loss = float(closure())
+        if not np.isfinite(loss):
+            raise ValueError(f"The objective is {loss} at the start values; give others.")
+        geometry = self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
+        s.update(
+            theta=self._gather(), loss=loss, score=self._score(), information=self._checked_information(k),
+            held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
+            finite=np.stack([geometry.finite_below, geometry.finite_above]), names=geometry.names,
+            iteration=0, step_norm=0.0, step_length=0.0, trials=1, singular=0,
+            done=False, converged=False, reason="",
+        )  # fmt: skip
+        self._judge(s)
+
+    def _advance(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
+        """Try steps until one is accepted, or none is left to try."""
+        units, theta = s["units"], s["theta"]
+        g, H = s["score"] * units, s["information"] * np.outer(units, units)
+        full = _embed(newton_step(H[np.ix_(s["held"] == 0, s["held"] == 0)], g[s["held"] == 0]), s["held"] == 0)
+        push = self._towards_boundary(s)
+        trials = 0
+        while True:
+            step, promised = self._trial(s, g, H, push)
+            length, trials = float(np.linalg.norm(step[push == 0])), trials + 1
+            new = theta + torch.from_numpy(step * units).to(theta)
+            self._write(new, None)
+            loss = _loss_or_inf(closure)
+            gain = s["loss"] - loss
+            seen = promised > ROUNDING * max(1.0, abs(loss))
+            if gain > 0 if seen else gain > -ROUNDING * max(1.0, abs(loss)):
+                score, information = self._score(), self._checked_information(len(g))
+                free = s["held"] == 0
+                if seen or _decrement(information[np.ix_(free, free)], score[free]) < _decrement(
+                    s["information"][np.ix_(free, free)], s["score"][free]
+                ):
+                    break
+            if not push.any():
+                radius = self.control.after_rejection(s["radius"], length)
+                if radius is None or not seen or trials > 60:
+                    self._stop_without_step(s, seen)
+                    return
+                s["radius"] = radius
+            push = np.zeros_like(push)  # a boundary was wrong: go on without it
+        norm_full = float(np.linalg.norm(full))
+        s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
+        s.update(
+            theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
+            step_norm=float(np.linalg.norm(step)), trials=trials,
+            step_length=float(np.linalg.norm(step)) / norm_full if norm_full > 0 else 0.0,
+        )  # fmt: skip
+        self._judge(s)
+
+    def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, push: np.ndarray) -> tuple[np.ndarray, float]:
+        """A step in units of the parameters, and the gain in ℓ that the model promises for it."""
+        free = (s["held"] == 0) & (push == 0)
+        inner = np.ix_(free, free)
+        own = self.control.step(H[inner], g[free], s["radius"]) if free.any() else np.zeros(0)
+        promised = float(g[free] @ own - 0.5 * own @ H[inner] @ own) + 0.5 * float(np.abs(g[push != 0]).sum())
+        return _embed(own, free) + PUSHED * push, promised
+
+    # ---- boundaries and the end ------------------------------------------------------------------------------------------------
+
+    def _towards_boundary(self, s: dict[str, Any]) -> np.ndarray:
+        """−1 or 1 for parameters that near a finite boundary, 0 for the others."""
+        g, d = s["score"], s["information"].diagonal()
+        near = (s["held"] == 0) & (np.abs(g) < NEAR) & (d < NEAR) & (g**2 > 1e-4 * d)
+        below, above = s["finite"]
+        return np.where(near & (((g < 0) & below) | ((g > 0) & above)), np.sign(g), 0.0)
+
+    def _judge(self, s: dict[str, Any]) -> None:
+        """Hold and release parameters, and end where nothing is left to gain."""
+        g, d = s["score"], s["information"].diagonal()
+        inwards = (s["held"] != 0) & (g * s["held"] < 0) & (g**2 > 1e-4 * d)
+        at = (s["held"] == 0) & (np.abs(g) < AT) & (d < AT) & (g**2 > 1e-4 * d)
+        s["held"] = np.where(inwards, 0, np.where(at, np.sign(g), s["held"])).astype(int)
+        free = s["held"] == 0
+        H = s["information"][np.ix_(free, free)]
+        confounded = _confounded(H)
+        s["singular"] = s["singular"] + 1 if len(confounded) else 0
+        converged = _decrement(H, g[free]) <= self.tolerance
+        if len(confounded) and (s["singular"] >= 3 or converged):
+            names = ", ".join(np.array(s["names"])[free][confounded])
+            raise ConfoundedParameters(
+                f"The data cannot tell these parameters apart: {names}. Their average information is singular. "
+                f"Remove one of the terms, or fix one of the parameters."
+            )
+        if converged:
+            self._end(s, "the score is zero")
+
+    def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:
+        free = s["held"] == 0
+        left = _decrement(s["information"][np.ix_(free, free)], s["score"][free])
+        if left < 1e-6:
+            self._end(s, "no gain above rounding is left")
+        else:
+            s.update(done=True, converged=False, reason=f"no step raises the likelihood (Newton decrement {left:.2g})")
+
+    def _end(self, s: dict[str, Any], reason: str) -> None:
+        below, above = s["finite"]
+        runs_off = ((s["held"] < 0) & ~below) | ((s["held"] > 0) & ~above)
+        names = np.array(s["names"])
+        if runs_off.any():
+            reason = f"no finite maximum: the likelihood rises as {', '.join(names[runs_off])} grows without bound"
+        elif (s["held"] != 0).any():
+            reason = f"{reason}, on the boundary of {', '.join(names[s['held'] != 0])}"
+        s.update(done=True, converged=not runs_off.any(), reason=reason)
+
+    # ---- checkpoints: plain tensors on the way out, arrays on the way in ---------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = super().state_dict()
+        saved["state"] = {
+            i: {key: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+                for key, value in memory.items()}
+            for i, memory in saved["state"].items()
+        }  # fmt: skip
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for memory in self.state.values():
+            for key, kind in _ARRAYS.items():
+                if key in memory:
+                    memory[key] = memory[key].detach().cpu().numpy().astype(kind)
+
+    # ---- parameters as one vector -------------------------------------------------------------------------------------------------
+
+    def _moved(self) -> list[nn.Parameter]:
+        return [p for p in self.param_groups[0]["params"] if p.requires_grad]
+
+    def _memory(self) -> dict[str, Any]:
+        return self.state[self.param_groups[0]["params"][0]]
+
+    def _gather(self) -> Tensor:
+        moved = self._moved()
+        return torch.cat([p.detach().reshape(-1) for p in moved]) if moved else torch.zeros(0)
+
+    def _score(self) -> np.ndarray:
+        moved = self._moved()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
+        return -torch.cat([g.reshape(-1) for g in grads]).to(torch.float64).cpu().numpy()
+
+    def _checked_information(self, k: int) -> np.ndarray:
+        H = self._information().detach().to(torch.float64).cpu().numpy()
+        if H.shape != (k, k):
+            raise ValueError(f"`information` must give a matrix of shape ({k}, {k}), got {H.shape}.")
+        return H
+
+    def _write(self, theta: Tensor, grad: np.ndarray | None) -> None:
+        moved = self._moved()
+        sizes = [p.numel() for p in moved]
+        for p, value in zip(moved, theta.split(sizes), strict=True):
+            p.copy_(value.reshape(p.shape))
+        if grad is not None:
+            for p, value in zip(moved, torch.from_numpy(grad).to(theta).split(sizes), strict=True):
+                p.grad = value.reshape(p.shape).clone()
+
+
+def _loss_or_inf(closure: Callable[[], Any]) -> float:
+    """The loss at a trial point; infinite where V has no Cholesky factor there."""
+    try:
+        loss = float(closure())
+    except (NotPositiveDefinite, torch.linalg.LinAlgError):
+        return float("inf")
+    return loss if np.isfinite(loss) else float("inf")
+
+
+def _decrement(H: np.ndarray, g: np.ndarray) -> float:
+    """g'H⁻¹g, scaled by the diagonal of H so that units do not matter; infinite where H is not positive definite."""
+    d = H.diagonal()
+    if not len(g):
+        return 0.0
+    if (d <= 0).any() or not np.isfinite(H).all():
+        return float("inf") if np.abs(g).max() > 0 else 0.0
+    r = 1.0 / np.sqrt(d)
+    values, vectors = np.linalg.eigh(H * np.outer(r, r))
+    z = vectors.T @ (r * g)
+    return float((z**2 / np.maximum(values, 1e-12)).sum())
+
+
+def _confounded(H: np.ndarray) -> np.ndarray:
+    """Indices of the parameters in the null space of H, none where H is regular."""
+    d = H.diagonal()
+    if len(d) < 2 or (d <= 0).any():
+        return np.flatnonzero(d <= 0)
+    r = 1.0 / np.sqrt(d)
+    values, vectors = np.linalg.eigh(H * np.outer(r, r))
+    if values[0] > DISTINCT:
+        return np.zeros(0, dtype=int)
+    return np.flatnonzero(np.abs(vectors[:, 0]) > 0.1)
+
+
+def _embed(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    full = np.zeros(len(where))
+    full[where] = values
+    return full

@@ -1,0 +1,57 @@
+"""What an optimiser may know of the parameters it moves: their units, their boundaries, their names."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.covariance.operators.base import short_names
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Units, boundaries and names of k raw parameters.
+
+    Attributes:
+        units: A natural size of a change in each parameter, shape (k,): 1 for a logarithm or logit, a standard
+            deviation of its level for a loading or a Cholesky entry.
+        finite_below: Whether the natural parameter has a finite limit where the raw one falls without bound.
+        finite_above: Likewise where it rises without bound.
+        names: Names for messages.
+    """
+
+    units: np.ndarray
+    finite_below: np.ndarray
+    finite_above: np.ndarray
+    names: list[str]
+
+    @classmethod
+    def plain(cls, k: int) -> "Geometry":
+        """k parameters about which nothing is known."""
+        return cls(np.ones(k), np.zeros(k, dtype=bool), np.zeros(k, dtype=bool), [f"theta_{i}" for i in range(k)])
+
+    @classmethod
+    def of(cls, V: Matrix) -> "Geometry":
+        """The free parameters of V at its present thetas."""
+        theta = V.theta.detach()
+        k = V.num_params
+        units, below, above = np.ones(k), np.zeros(k, dtype=bool), np.zeros(k, dtype=bool)
+        for _, leaf, index in V.leaves():
+            with torch.no_grad():
+                size = float(leaf.diagonal(theta[index]).abs().mean()) if leaf.shape[0] == leaf.shape[1] else 1.0
+            for i, t, power in zip(index, leaf._transforms(), leaf.scale_powers, strict=True):
+                low, high = (-math.inf, math.inf) if t is None else t.image
+                below[i], above[i] = math.isfinite(low), math.isfinite(high)
+                if math.isinf(low) and math.isinf(high) and power and size > 0:
+                    units[i] = size**power
+        fixed = set(V.no_grad_index)
+        free = [i for i in range(k) if i not in fixed]
+        names = short_names(V.param_names)
+        return cls(units[free], below[free], above[free], [names[i] for i in free])
+
+    def named(self, which: Sequence[int]) -> str:
+        """Names of some parameters, for a message."""
+        return ", ".join(self.names[i] for i in which)

@@ -1,0 +1,221 @@
+"""What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from openreml_nn import likelihood
+from openreml_nn.covariance import Matrix, Sum
+from openreml_nn.covariance.structures import IncidenceMatrix
+from openreml_nn.objectives import Objective
+from openreml_nn.optim import Progress
+from openreml_nn.solvers import Evaluation
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted mixed model.
+
+    Attributes:
+        objective: The objective that was maximised, with V at the estimates.
+        evaluation: The problem evaluated at the estimates.
+        converged: Whether the fit ended at a maximum.
+        reason: Why it ended.
+        history: Progress after each step.
+        theta_cov: Covariance of the raw thetas, shape (k, k): the inverse average information; NaN in rows of
+            parameters that are fixed or on a boundary.
+        held: For each raw theta −1 or 1 where it is on its lower or upper boundary, else 0.
+        x_names: Names of the columns of X.
+        seconds: Wall time of the fit.
+    """
+
+    objective: Objective
+    evaluation: Evaluation
+    converged: bool
+    reason: str
+    history: list[Progress]
+    theta_cov: np.ndarray
+    held: tuple[int, ...]
+    x_names: list[str]
+    seconds: float = field(default=math.nan, compare=False)
+
+    # ---- numbers -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def V(self) -> Matrix:
+        """The covariance of the observations."""
+        return self.evaluation.problem.V
+
+    @property
+    def theta(self) -> Tensor:
+        """Raw thetas at the end, shape (k,)."""
+        return self.evaluation.theta.detach()
+
+    @property
+    def loglik(self) -> float:
+        """ℓ, with its constants."""
+        return float(self.objective.loglik(self.evaluation))
+
+    @property
+    def n(self) -> int:
+        """Number of observations."""
+        return self.evaluation.problem.n
+
+    @property
+    def p(self) -> int:
+        """Rank of X."""
+        return self.evaluation.problem.p
+
+    @property
+    def n_iter(self) -> int:
+        """Accepted steps."""
+        return self.history[-1].iteration if self.history else 0
+
+    @property
+    def num_variance_parameters(self) -> int:
+        """Variance parameters that were estimated, also those on a boundary."""
+        return self.V.num_params - len(self.V.no_grad_index)
+
+    @property
+    def AIC(self) -> float:
+        """−2ℓ + 2 (p + number of variance parameters), as lme4."""
+        return -2.0 * self.loglik + 2.0 * (self.p + self.num_variance_parameters)
+
+    @property
+    def BIC(self) -> float:
+        """−2ℓ + log(n) (p + number of variance parameters), as lme4."""
+        return -2.0 * self.loglik + math.log(self.n) * (self.p + self.num_variance_parameters)
+
+    # ---- fixed effects -----------------------------------------------------------------------------------------------------
+
+    @property
+    def beta(self) -> Tensor:
+        """Estimates of the fixed effects, for the columns of X that were kept, shape (p,)."""
+        return likelihood.beta(self.evaluation)
+
+    @property
+    def beta_cov(self) -> Tensor:
+        """Their covariance (X'V⁻¹X)⁻¹, shape (p, p)."""
+        return likelihood.beta_cov(self.evaluation)
+
+    @property
+    def aliased(self) -> list[str]:
+        """Columns of X that were dropped because they depend on columns to their left."""
+        return [self.x_names[i] for i in self.evaluation.problem.fixed.aliased]
+
+    @property
+    def fixed_effects(self) -> pd.DataFrame:
+        """Table of the fixed effects: name, estimate, std_error, z."""
+        estimate = self.beta.cpu().numpy()
+        se = self.beta_cov.diagonal().sqrt().cpu().numpy()
+        names = [self.x_names[i] for i in self.evaluation.problem.fixed.kept]
+        return pd.DataFrame({"name": names, "estimate": estimate, "std_error": se, "z": estimate / se})
+
+    # ---- variance parameters -------------------------------------------------------------------------------------------------
+
+    @property
+    def variance(self) -> pd.DataFrame:
+        """Table of the variance parameters: name, estimate (natural scale), std_error, share, boundary, fixed.
+
+        The share is that of the term in the average variance of an observation, in the term's first row. Standard
+        errors are by the delta method from the average information; there is none for a parameter on a boundary.
+        """
+        V, theta = self.V, self.theta
+        held = torch.tensor(self.held, dtype=theta.dtype, device=theta.device)
+        limit = torch.where(held == 0, theta, held * math.inf)
+        J = torch.func.jacfwd(V.natural)(theta).cpu().numpy()
+        estimated = ~np.isnan(np.diag(self.theta_cov))
+        C = np.where(np.outer(estimated, estimated), self.theta_cov, 0.0)
+        depends = (J[:, estimated] != 0).any(axis=1)
+        se = np.where(depends, np.sqrt(np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)), math.nan)
+        at = np.array([bool(h) for h in self.held], dtype=bool)
+        fixed = np.zeros(len(theta), dtype=bool)
+        fixed[V.no_grad_index] = True
+        own = J != 0
+        table = pd.DataFrame(
+            {
+                "name": V.natural_names,
+                "estimate": V.natural(limit).cpu().numpy(),
+                "std_error": se,
+                "share": self._shares(),
+                "boundary": (own & at).any(axis=1),
+                "fixed": own[:, fixed].any(axis=1) & ~own[:, ~fixed].any(axis=1),
+            }
+        )
+        table.loc[table["boundary"] & ~depends, "std_error"] = math.nan
+        return table
+
+    def _shares(self) -> list[float]:
+        """Each term's share of the mean of the diagonal of V, in its first row; NaN in the other rows."""
+        V, theta = self.V, self.theta
+        total = float(V.diagonal(theta).mean())
+        shares: dict[str, float] = {"": 1.0}
+        if isinstance(V, Sum):
+            parts = zip(V.operand_names, V.parts(theta), strict=True)
+            shares = {name: float(term.diagonal(own).mean()) / total for name, (term, own) in parts}
+        column: list[float] = []
+        for path, leaf, _ in V.leaves():
+            term = path[0] if path else ""
+            rows = len(leaf.natural_names)
+            first = shares.pop(term if isinstance(V, Sum) else "", math.nan) if rows else math.nan
+            column += [first, *[math.nan] * (rows - 1)][:rows]
+        return column
+
+    # ---- random effects ----------------------------------------------------------------------------------------------------
+
+    def blup(self, term: str | None = None) -> pd.DataFrame:
+        """Predictions of the random effects: term, effect, level, blup, pev (prediction error variance).
+
+        Args:
+            term: Name of one term; all terms when left out.
+
+        Raises:
+            KeyError: V has no random term of this name.
+        """
+        terms = likelihood.random_terms(self.V, self.theta)
+        names = [t.name for t in terms]
+        if term is not None and term not in names:
+            raise KeyError(f"There is no random term {term!r}; there are {names}.")
+        tables = [self._blup_table(t) for t in terms if term in (None, t.name)]
+        columns = ["term", "effect", "level", "blup", "pev"]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+    def _blup_table(self, term: likelihood.RandomTerm) -> pd.DataFrame:
+        effects, levels = ["(Intercept)"], [str(i) for i in range(term.G.shape[0])]
+        if isinstance(term.Z, IncidenceMatrix):
+            effects, levels = term.Z.effects, term.Z.levels
+        return pd.DataFrame(
+            {
+                "term": term.name,
+                "effect": np.repeat(effects, len(levels)),
+                "level": np.tile(levels, len(effects)),
+                "blup": likelihood.blup(self.evaluation, term).cpu().numpy(),
+                "pev": likelihood.prediction_error_variance(self.evaluation, term).cpu().numpy(),
+            }
+        )
+
+    def predict(self, X: Tensor, Z: dict[str, Matrix] | None = None) -> pd.DataFrame:
+        """Predictions for new rows: prediction, std_error (of Xβ + Zu, without the residual).
+
+        Args:
+            X: Design of the new rows with all columns of the fitted X, shape (m, number of columns).
+            Z: Design of the new rows for each random term by name; a row of zeros for a new level.
+        """
+        kept = self.evaluation.problem.fixed.kept
+        mean, variance = likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z or {})
+        return pd.DataFrame({"prediction": mean.cpu().numpy(), "std_error": variance.clamp(min=0).sqrt().cpu().numpy()})
+
+    # ---- text ----------------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """The fit as a text: likelihood, how it ended, variance parameters, fixed effects."""
+        from openreml_nn.report import summary
+
+        return summary(self)
+
+    def __str__(self) -> str:
+        return self.summary()
