@@ -150,7 +150,7 @@ class AverageInformation(torch.optim.Optimizer):
         k = len(self._gather())
         if k == 0:
             raise ValueError("`AverageInformation` has no parameter to move; all are fixed.")
-        loss = float(closure())
+        loss = _number(closure())
         if not np.isfinite(loss):
             raise ValueError(f"The objective is {loss} at the start values; give others.")
         geometry = self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
@@ -307,10 +307,14 @@ class AverageInformation(torch.optim.Optimizer):
                 p.grad = value.reshape(p.shape).clone()
 
 
+def _number(loss: Any) -> float:
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
 def _loss_or_inf(closure: Callable[[], Any]) -> float:
     """The loss at a trial point; infinite where V has no Cholesky factor there."""
     try:
-        loss = float(closure())
+        loss = _number(closure())
     except (NotPositiveDefinite, torch.linalg.LinAlgError):
         return float("inf")
     return loss if np.isfinite(loss) else float("inf")
