@@ -1,6 +1,7 @@
 """Structures: matrices that own their parameters, one formula each (an index)."""
 
 from openreml_nn.covariance.structures.ar1 import AR1Matrix
+from openreml_nn.covariance.structures.cells import CellMatrix
 from openreml_nn.covariance.structures.diagonals import (
     DiagonalMatrix,
     DiagonalStructure,
@@ -18,6 +19,7 @@ from openreml_nn.covariance.structures.unstructured import UnstructuredMatrix
 
 __all__ = [
     "AR1Matrix",
+    "CellMatrix",
     "CompoundSymmetricMatrix",
     "DiagonalMatrix",
     "DiagonalStructure",
