@@ -1,0 +1,106 @@
+"""Levels of columns: from rows to codes, for the table of the fit and for new rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from openreml_nn.covariance import DummyMatrix, Levels
+from openreml_nn.data.columns import is_factor
+
+_UNKNOWN = "\x00unknown"
+
+
+class Factor:
+    """Observed combinations of the values of one or more columns, as ordered levels.
+
+    The first column is the slowest index. Levels of a numeric column are in the order of its values, those of a factor
+    in the order of its categories. A label joins the values by ``:``.
+
+    Args:
+        columns: Names of the columns.
+        frame: Tidy columns of the table.
+        labels: Labels in the order wanted, a superset of those observed; the observed ones when left out.
+
+    Attributes:
+        labels: One for each level.
+        observed: Labels of the levels that have a record.
+
+    Raises:
+        ValueError: Two combinations have the same label.
+    """
+
+    def __init__(self, columns: Sequence[str], frame: pd.DataFrame, labels: Sequence[str] | None = None) -> None:
+        self.columns = list(columns)
+        self._uniques = [_uniques(frame[column]) for column in self.columns]
+        sizes = [len(unique) for unique in self._uniques]
+        self._cells = np.unique(_joint(self._column_codes(frame), sizes))
+        digits = np.unravel_index(self._cells, sizes)
+        names = [_labels(unique) for unique in self._uniques]
+        parts = [[name[i] for i in digit] for name, digit in zip(names, digits, strict=True)]
+        self.observed = [":".join(part) for part in zip(*parts, strict=True)]
+        if len(set(self.observed)) != len(self.observed):
+            twice = next(label for label in self.observed if self.observed.count(label) > 1)
+            raise ValueError(f"Columns {self.columns} have two combinations with the label {twice!r}. Rename a level.")
+        self.labels = self.observed if labels is None else list(labels)
+        place = {label: i for i, label in enumerate(self.labels)}
+        self._place = np.array([place[label] for label in self.observed], dtype=np.int64)
+        self._numeric = labels is None and not any(is_factor(frame[column]) for column in self.columns)
+        self._values = [unique.to_numpy()[digit] for unique, digit in zip(self._uniques, digits, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def name(self) -> str:
+        """The columns joined by ``:``."""
+        return ":".join(self.columns)
+
+    @property
+    def levels(self) -> Levels:
+        """The levels for a structure, with values of shape (n,) or (n, d) where all columns are numeric."""
+        if not self._numeric:
+            return Levels(self.labels)
+        return Levels(self.labels, self._values[0] if len(self._values) == 1 else np.stack(self._values, axis=1))
+
+    def codes(self, frame: pd.DataFrame) -> np.ndarray:
+        """Level of each row, shape (n,); −1 where it is missing or was not seen in the fit."""
+        codes = self._column_codes(frame)
+        both = _joint(codes, [len(unique) for unique in self._uniques])
+        at = np.searchsorted(self._cells, both).clip(max=len(self._cells) - 1)
+        known = np.all([code >= 0 for code in codes], axis=0) & (self._cells[at] == both)
+        return np.where(known, self._place[at], -1)
+
+    def _column_codes(self, frame: pd.DataFrame) -> list[np.ndarray]:
+        return [_codes(frame[column], unique) for column, unique in zip(self.columns, self._uniques, strict=True)]
+
+
+def dummy(codes: np.ndarray, labels: Sequence[str]) -> DummyMatrix:
+    """Z of rows with these codes, rows of zeros where a code is −1."""
+    column = pd.Categorical.from_codes(np.where(codes < 0, len(labels), codes), pd.Index([*labels, _UNKNOWN]))
+    return DummyMatrix(column, levels=labels, full=True, unknown="zero")
+
+
+def _uniques(column: pd.Series) -> pd.Index:
+    return column.cat.categories if is_factor(column) else pd.Index(np.unique(column.to_numpy()))
+
+
+def _codes(column: pd.Series, unique: pd.Index) -> np.ndarray:
+    if is_factor(column) and column.cat.categories.equals(unique):
+        return column.cat.codes.to_numpy(np.int64)
+    return unique.get_indexer(pd.Index(column.astype(object) if is_factor(column) else column)).astype(np.int64)
+
+
+def _joint(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """One number for each combination of codes, the first the slowest."""
+    joint = np.zeros(len(codes[0]), dtype=np.int64)
+    for code, size in zip(codes, sizes, strict=True):
+        joint = joint * size + code.clip(min=0)
+    return joint
+
+
+def _labels(unique: pd.Index) -> list[str]:
+    """Text of each value; whole numbers without a decimal point, however the column is stored."""
+    if pd.api.types.is_float_dtype(unique.dtype) and bool(np.all(unique == unique.astype(np.int64))):
+        unique = unique.astype(np.int64)
+    return [str(value) for value in unique]

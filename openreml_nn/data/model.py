@@ -1,0 +1,225 @@
+"""A mixed model over a table: y, X and V from a formula and named terms, and the same designs for new rows.
+
+Everything that can be wrong with a table is found here, before a likelihood is evaluated, and told as one error that
+names the column or the term.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance import IncidenceMatrix, Matrix, Sum
+from openreml_nn.data.columns import complete_rows, log, require_columns, tidy, tidy_like
+from openreml_nn.data.effects import Effects, columns_of_term
+from openreml_nn.data.formulas import columns_of, design, parse_fixed, response
+from openreml_nn.data.residual import check_residual, is_plain, residual_covariance
+from openreml_nn.data.tables import TableLike, read_table
+from openreml_nn.data.terms import Term, TermLike, as_term
+
+FIXED = "the fixed formula"
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Designs of new rows.
+
+    Attributes:
+        X: Design of the fixed effects, shape (m, p).
+        Z: Design of the random effects of each term, shape (m, q); rows of zeros for unknown levels.
+        known: Whether the level of each row was in the fit, shape (m,), for each term.
+    """
+
+    X: Tensor
+    Z: dict[str, IncidenceMatrix]
+    known: dict[str, Tensor]
+
+
+class MixedModel:
+    r"""y = Xβ + Σ Z_i b_i + ε over a table: ``y``, ``X`` and the covariance ``V`` of the rows.
+
+    Args:
+        table: A DataFrame, a path to CSV or Parquet, or the name of a bundled table; one row per record.
+        fixed: Wilkinson formula of response and fixed effects, ``"yield ~ rep"``; treatment coding, first level as
+            reference.
+        random: Random terms by name; a column or list of columns is short for `Term` with these groups. A list of
+            columns gives each a term of its name.
+        residual: One residual term, several by name, or None for σ² I.
+        missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out, counted and logged.
+
+    Attributes:
+        y: Response, float64, shape (n,); values of another type are converted, which is logged once.
+        X: Design of the fixed effects, float64, shape (n, p); it may be rank deficient.
+        x_names: Names of the columns of X.
+        V: Covariance of y: a sum with an operand for each random term, then ``residual`` or the named residual terms.
+        response: Name of the response.
+        rows: Labels of the rows that were kept, from the table's index.
+        dropped: Number of rows that were dropped.
+
+    Raises:
+        ValueError: The table, the formula or a term cannot be used; the message names the column or term.
+
+    Example:
+        >>> from openreml_nn.data import MixedModel
+        >>> model = MixedModel("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
+        >>> model.V.natural_names
+        ['gen/sigma^2', 'rep:block/sigma^2', 'residual/sigma^2']
+    """
+
+    y: Tensor
+    X: Tensor
+    V: Matrix
+
+    def __init__(
+        self,
+        table: TableLike,
+        fixed: str,
+        random: Mapping[str, TermLike] | Sequence[str] | str | None = None,
+        residual: Mapping[str, Term] | Term | None = None,
+        missing: str = "error",
+    ) -> None:
+        whole = read_table(table)
+        whole = whole.set_axis([str(column) for column in whole.columns], axis=1)
+        if len(whole) == 0:
+            raise ValueError("The table has no rows.")
+        self.random = named_terms(random)
+        self.residual = {"residual": residual or Term()} if not isinstance(residual, Mapping) else dict(residual)
+        _check_names(self.random, self.residual)
+
+        left, right = parse_fixed(fixed, whole)
+        self._fixed_columns = columns_of(right, whole, FIXED)
+        used = [*columns_of(left, whole, "the response"), *self._fixed_columns]
+        for name, term in (self.random | self.residual).items():
+            used += columns_of_term(name, term, whole)
+        chosen = whole[list(dict.fromkeys(used))]
+        keep = complete_rows(chosen, missing)
+        frame = tidy(chosen[keep])
+        self.rows = whole.index[keep]
+        self.dropped = int((~keep).sum())
+
+        self.fixed, self._frame = fixed, frame
+        self.response, values = response(left, frame)
+        self.y = _checked_response(values, self.response)
+        self._design = design(right, frame, FIXED)
+        self.X, self.x_names = torch.from_numpy(self._design.values), self._design.names
+
+        self.effects = {name: Effects(name, term, frame) for name, term in self.random.items()}
+        plain = len(self.residual) == 1 and is_plain(next(iter(self.residual.values())))
+        for effects in self.effects.values():
+            check_random(effects, len(frame), plain)
+        check_residual(self.residual, frame)
+        positions = np.flatnonzero(keep)
+        self.V = Sum(
+            {name: effects.covariance(frame) for name, effects in self.effects.items()}
+            | {name: residual_covariance(name, term, frame, positions) for name, term in self.residual.items()}
+        )
+
+    def design(self, new_table: TableLike) -> NewRows:
+        """Designs of new rows, coded as in the fit; the response is not needed.
+
+        Args:
+            new_table: Rows with the columns of the fixed effects and of the random terms; a missing or new level of a
+                random term gives a row of zeros.
+
+        Raises:
+            ValueError: A column of the fixed effects or of a term's design is missing, has missing values or a level
+                that was not in the fit; or a column of the groups is missing.
+        """
+        new = read_table(new_table)
+        new = new.set_axis([str(column) for column in new.columns], axis=1)
+        needed = [*self._fixed_columns, *(c for e in self.effects.values() for c in e.design.columns)]
+        exact = tidy_like(new, self._frame, dict.fromkeys(needed))
+        Z = {}
+        for name, effects in self.effects.items():
+            levels = dict.fromkeys(column for factor in effects.factors for column in factor.columns)
+            require_columns(levels, new, f"term {name!r}")
+            other = new[[column for column in levels if column not in exact]].reset_index(drop=True)
+            Z[name] = effects.Z(pd.concat([exact, other], axis=1))
+        known = {name: design.codes >= 0 for name, design in Z.items()}
+        return NewRows(torch.from_numpy(self._design.of(exact)), Z, known)
+
+    def __repr__(self) -> str:
+        random = ", ".join(self.random) or "none"
+        return f"MixedModel({self.fixed!r}, random: {random}, residual: {', '.join(self.residual)}, n={len(self.y)})"
+
+
+def named_terms(random: Mapping[str, TermLike] | Sequence[str] | str | None) -> dict[str, Term]:
+    """Random terms by name, from a dictionary or from columns, each of which then names its term.
+
+    Raises:
+        ValueError: A name occurs twice.
+    """
+    if random is None:
+        return {}
+    if isinstance(random, Mapping):
+        return {str(name): as_term(spec, str(name)) for name, spec in random.items()}
+    names = [random] if isinstance(random, str) else list(random)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"The random term {twice[0]!r} is given twice. Leave one out.")
+    return {name: as_term(name, name) for name in names}
+
+
+def check_random(effects: Effects, n: int, plain_residual: bool) -> None:
+    """Raise a ValueError that names a random term whose variance cannot be told from the mean or from the residual.
+
+    Args:
+        effects: The term over its table.
+        n: Number of rows.
+        plain_residual: Whether the residual is σ² I.
+    """
+    name, term = effects.name, effects.term
+    count = 1 if effects.groups is None else len(effects.groups.observed)
+    if effects.cells:
+        if count * len(effects.effects) == 1:
+            raise ValueError(f"Term {name!r} has one level of `within`, so that nothing varies. Leave the term out.")
+        return
+    if count == 1 and (term.groups is not None or len(effects.effects) == 1):
+        which = f"{effects.groups.observed[0]!r} of {effects.groups.name!r}" if effects.groups else "all rows"
+        raise ValueError(f"Term {name!r} has one level ({which}), so that it has no variance. Leave the term out.")
+    if count == 1 and term.covariance is None:
+        raise ValueError(
+            f"Term {name!r} has no groups and {len(effects.effects)} effects, whose covariances cannot be estimated. "
+            f"Give a `covariance` with few parameters, such as ScalarMatrix, or `groups`."
+        )
+    if plain_residual and term.relationship is None and (term.covariance is None or len(effects.effects) == 1) and (
+        count * len(effects.effects) >= n
+    ):
+        what = f"{count} levels" + (f" × {len(effects.effects)} effects" if len(effects.effects) > 1 else "")
+        raise ValueError(
+            f"Term {name!r} has {what} for {n} rows, so that it is confounded with the residual σ² I. Leave the term "
+            f"out, give it a `relationship` between its levels, or give the residual another structure."
+        )
+
+
+def _check_names(random: Mapping[str, Term], residual: Mapping[str, Term]) -> None:
+    for name in [*random, *residual]:
+        if not name or "/" in name:
+            raise ValueError(f"A term needs a name without '/', got {name!r}.")
+    if not residual:
+        raise ValueError("`residual` is an empty dictionary. Name at least one residual term, or leave it out.")
+    for name, term in residual.items():
+        if not isinstance(term, Term):
+            raise TypeError(f"Residual term {name!r} must be a `Term`, got {type(term).__name__}.")
+    both = [name for name in random if name in residual]
+    if both:
+        raise ValueError(f"The name {both[0]!r} is given to a random and to a residual term. Rename one.")
+    for kind, terms in (("random", list(random.items())), ("residual", list(residual.items()))):
+        for i, (name, term) in enumerate(terms):
+            same = [other for other, earlier in terms[:i] if earlier == term]
+            if same:
+                raise ValueError(f"The {kind} terms {same[0]!r} and {name!r} are the same. Leave one out.")
+
+
+def _checked_response(values: np.ndarray, name: str) -> Tensor:
+    y = torch.from_numpy(np.array(values, dtype=np.float64))
+    if len(y) < 2:
+        raise ValueError(f"The response {name!r} has {len(y)} value. A model needs at least two.")
+    if bool((y == y[0]).all()):
+        raise ValueError(f"The response {name!r} is constant ({float(y[0]):g} in all {len(y)} rows). Check the column.")
+    if values.dtype != np.float64:
+        log.warning("The response %r is %s and was converted to float64.", name, values.dtype)
+    return y
