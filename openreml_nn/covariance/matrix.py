@@ -142,6 +142,18 @@ class Matrix(nn.Module, ABC):
         """Parameters on the scale of a report (variances, covariances, correlations), shape (len(natural_names),)."""
         return self.trans_params(params)
 
+    def from_natural(self, values: Tensor) -> Tensor:
+        """Raw thetas at which ``natural`` gives these values: the way to set parameters on the scale of a report.
+
+        Args:
+            values: Natural values in the order of ``natural_names``, shape (len(natural_names),).
+
+        Raises:
+            ValueError: A value is outside its domain.
+        """
+        inverses = (x if t is None else t.inverse(x) for t, x in zip(self._transforms(), values, strict=True))
+        return torch.stack(list(inverses)) if self.num_params else values
+
     @property
     def scale_powers(self) -> list[float]:
         """Power p of each transformed parameter: all of them times cᵖ is the matrix times c.

@@ -95,6 +95,14 @@ class Operator(Matrix):
         parts = [leaf.natural(params[index]) for _, leaf, index in self.leaves()]
         return torch.cat(parts) if parts else params
 
+    def from_natural(self, values: Tensor) -> Tensor:
+        theta = values.new_zeros(self.num_params)
+        leaves = self.leaves()
+        pieces = values.split([len(leaf.natural_names) for _, leaf, _ in leaves])
+        for (_, leaf, index), own in zip(leaves, pieces, strict=True):
+            theta[index] = leaf.from_natural(own)
+        return theta
+
     @property
     def scale_powers(self) -> list[float]:
         """Those of every operand, or all 0 if an operand has no scale: right for operators linear in all operands."""

@@ -66,6 +66,11 @@ class UnstructuredMatrix(Matrix):
     def natural(self, params: Tensor) -> Tensor:
         return self.build(params).reshape(-1)[self.place]
 
+    def from_natural(self, values: Tensor) -> Tensor:
+        n = self.shape[0]
+        lower = values.new_zeros(n * n).scatter(0, self.place, values).reshape(n, n)
+        return super().from_natural(_cholesky_rows(lower + lower.tril(-1).mT, n).to(values))
+
     @property
     def scale_powers(self) -> list[float]:
         return [0.5] * self.num_params
