@@ -44,14 +44,19 @@ def function_transforms(case: Case, theta: Tensor) -> None:
 
 
 def second_derivative(case: Case, theta: Tensor) -> None:
-    """Of a nonlinear function of the matrix, by reverse over reverse and by forward over reverse."""
+    """Of a nonlinear function of the matrix, in three orders of forward and reverse mode."""
     if not len(theta):
         return
     weights = case.random(*case.matrix.shape)
-    gradient = torch.func.grad(lambda x: (weights * case.matrix.build(x).square()).sum())
+
+    def function(x: Tensor) -> Tensor:
+        return (weights * case.matrix.build(x).square()).sum()
+
+    gradient, forward = torch.func.grad(function), torch.func.jacfwd(function)
     expected = _differences(gradient, theta)
-    require_close(torch.func.jacrev(gradient)(theta), expected, "the second derivative", tolerance=1e-5)
-    require_close(torch.func.jacfwd(gradient)(theta), expected, "the second derivative, forward", tolerance=1e-5)
+    require_close(torch.func.jacrev(gradient)(theta), expected, "reverse over reverse", tolerance=1e-5)
+    require_close(torch.func.jacfwd(gradient)(theta), expected, "forward over reverse", tolerance=1e-5)
+    require_close(torch.func.jacrev(forward)(theta), expected, "reverse over forward", tolerance=1e-5)
 
 
 def transforms(case: Case, theta: Tensor) -> None:

@@ -35,15 +35,26 @@ class AR1Matrix(Matrix):
             raise ValueError("`AR1Matrix` needs times that differ; two observations of one group have the same time.")
         super().__init__((len(t), len(t)), ["sigma^2", "rho"], [TransformExpPow2(), TransformSigmoid(-1.0, 1.0)],
                          start=start)
-        # Lag 0 comes first and stays out of the power: the second derivative of ρ⁰ is NaN at ρ = 0 in autograd.
-        lags, index = torch.cdist(t, t, p=1.0).unique(return_inverse=True)
+        lags, index = torch.cdist(t, t, p=1.0).to(torch.int64).unique(return_inverse=True)
+        self._bits = int(lags[-1]).bit_length()
         self.register_buffer("lags", lags, persistent=False)
         self.register_buffer("lag_index", index, persistent=False)
 
     def build(self, params: Tensor) -> Tensor:
         sigma2, rho = self.trans_params(params)
-        powers = rho ** self.lags[1:].to(params.dtype)
-        return (sigma2 * torch.cat([powers.new_ones(1), powers]))[self.lag_index]
+        return (sigma2 * _power(rho, self.lags, self._bits))[self.lag_index]
 
     def diagonal(self, params: Tensor) -> Tensor:
         return self.trans_params(params)[:1].expand(self.shape[0])
+
+
+def _power(base: Tensor, exponents: Tensor, bits: int) -> Tensor:
+    """``base`` to integer exponents of so many bits, by squaring.
+
+    A polynomial has all its derivatives at 0, in every mode of autograd; those of ``torch.pow`` are NaN there.
+    """
+    result = base.new_ones(exponents.shape)
+    for b in range(bits):
+        result = torch.where((exponents >> b) % 2 == 1, result * base, result)
+        base = base * base
+    return result
