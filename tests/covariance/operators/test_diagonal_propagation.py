@@ -9,7 +9,10 @@ from openreml_nn.testing import check_matrix
 X = torch.tensor([[1.0, 0.0], [1.0, 0.5], [0.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("D", [DiagonalMatrix(2, start=[4.0, 9.0]), UnstructuredMatrix(2, start=[[2.0, 0.5], [0.5, 1.0]])])
+COVARIANCES = [DiagonalMatrix(2, start=[4.0, 9.0]), UnstructuredMatrix(2, start=[[2.0, 0.5], [0.5, 1.0]])]
+
+
+@pytest.mark.parametrize("D", COVARIANCES)
 def test_is_the_diagonal(D: Matrix) -> None:
     V = DiagonalPropagation(X, D)
     torch.testing.assert_close(V(), torch.diag((X @ D() @ X.mT).diagonal()))

@@ -1,0 +1,398 @@
+"""The contract of `Matrix`: the examples and errors of its reference page, and what the design decides beyond it."""
+
+import copy
+import pickle
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.covariance import AR1Matrix, DiagonalMatrix, IdentityMatrix, Matrix, ScalarMatrix, UnconstrainedMatrix
+from openreml_nn.covariance.transform import Transform, TransformExp, TransformExpPow2, TransformScaleShift
+
+PARAMS = torch.tensor([0.0, 0.5, 1.0])
+
+
+class Line(Matrix):
+    """A structure as a user writes it: diag(a + b i)."""
+
+    def __init__(self, n: int, trans: list[Transform] | None = None, **more: Any) -> None:
+        super().__init__((n, n), ["a", "b"], trans, **more)
+
+    def build(self, params: Tensor) -> Tensor:
+        a, b = self.trans_params(params)
+        return torch.diag_embed(a + b * torch.arange(self.shape[0], dtype=params.dtype))
+
+
+class WithClosedForm(Line):
+    def manual_grad(self, params: Any) -> tuple[Tensor | None, list[str]]:
+        size = self.shape[0]
+        return torch.full((2, size, size), 7.0), ["a", "b"]
+
+
+def printed(tensor: Tensor, expected: str) -> bool:
+    """Whether the tensor prints as the page shows it, spaces apart."""
+    return re.sub(r"\s+", "", repr(tensor.detach())) == re.sub(r"\s+", "", expected)
+
+
+# ---- the examples of the page ----------------------------------------------------------------------------------------
+
+
+def test_intermediates_are_kept_and_forgotten() -> None:
+    mat = DiagonalMatrix(3)
+    mat.set_intermediates(PARAMS, {"sigma2": mat.trans_params(PARAMS)})
+    assert printed(mat.get_intermediates(PARAMS)["sigma2"], "tensor([1.0000, 2.7183, 7.3891])")
+    mat.reset_intermediates()
+    assert mat.get_intermediates(PARAMS) is None
+
+
+def test_set_no_grad_shortens_the_jacobian() -> None:
+    mat = DiagonalMatrix(3)
+    mat.set_no_grad(index=0)
+    assert mat.no_grad_index == [0]
+    J, names = mat.grad(torch.zeros(3))
+    assert J is not None
+    assert printed(
+        J,
+        "tensor([[[0., 0., 0.], [0., 2., 0.], [0., 0., 0.]], [[0., 0., 0.], [0., 0., 0.], [0., 0., 2.]]])",
+    )
+    assert names == ["sigma^2_1", "sigma^2_2"]
+
+
+def test_from_param_dict() -> None:
+    given = {"sigma^2_0": torch.tensor([0.0]), "sigma^2_1": torch.tensor([0.5]), "sigma^2_2": torch.tensor([1.0])}
+    assert printed(DiagonalMatrix(3).from_param_dict(given), "tensor([0.0000, 0.5000, 1.0000])")
+
+
+def test_to_param_dict() -> None:
+    given = DiagonalMatrix(3).to_param_dict(PARAMS)
+    assert list(given) == ["sigma^2_0", "sigma^2_1", "sigma^2_2"]
+    assert [repr(value) for value in given.values()] == ["tensor([0.])", "tensor([0.5000])", "tensor([1.])"]
+    assert DiagonalMatrix(3).to_param_dict(given) == given
+
+
+def test_trans_params_and_trans_grad() -> None:
+    mat = DiagonalMatrix(3)
+    assert printed(mat.trans_params(PARAMS), "tensor([1.0000, 2.7183, 7.3891])")
+    assert printed(mat.trans_grad(PARAMS), "tensor([ 2.0000,  5.4366, 14.7781])")
+
+
+@pytest.mark.parametrize("call", ["auto_grad", "grad"])
+def test_jacobian(call: str) -> None:
+    J, names = getattr(DiagonalMatrix(2), call)(torch.tensor([0.0, 0.5]))
+    assert printed(J, "tensor([[[2.0000, 0.0000], [0.0000, 0.0000]], [[0.0000, 0.0000], [0.0000, 5.4366]]])")
+    assert names == ["sigma^2_0", "sigma^2_1"]
+
+
+def test_names_for_reml() -> None:
+    mat, theta = DiagonalMatrix(2), torch.tensor([0.0, 0.5])
+    assert torch.equal(mat.map_theta_to_v(theta), mat(theta))
+    J, expected = mat.map_theta_to_dv(theta), mat.grad(theta)[0]
+    assert J is not None
+    assert expected is not None
+    assert torch.equal(J, expected)
+    mat.set_no_grad([0, 1])
+    assert mat.map_theta_to_dv(theta) is None
+    assert mat.auto_grad(theta) == (None, [])
+
+
+def test_check_params_returns_device_and_dtype() -> None:
+    assert DiagonalMatrix(3).check_params(PARAMS) == (torch.device("cpu"), torch.float32)
+    assert ScalarMatrix(3).check_params({"sigma^2": torch.zeros(1, dtype=torch.float64)})[1] == torch.float64
+
+
+def test_properties() -> None:
+    mat = Line(3, [TransformExp()])
+    assert mat.shape == (3, 3)
+    assert mat.param_names == ["a", "b"]
+    assert mat.num_params == 2
+    assert mat.trans == [TransformExp()]
+    assert Line(3).trans is None
+    assert mat.repr_dict == {"shape": (3, 3), "params": ["a", "b"]}
+    mat.set_no_grad(1)
+    assert repr(mat) == "Line(shape=(3, 3), params=['a', 'b'], fixed=['b'])"
+
+
+# ---- the errors of the page ------------------------------------------------------------------------------------------
+
+
+def test_matrix_is_abstract() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Matrix((1, 1), [])  # type: ignore[abstract]
+
+
+class Named(Matrix):
+    def build(self, params: Tensor) -> Tensor:
+        return params[:, None]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "error", "text"),
+    [
+        ("ab", {}, TypeError, "list of strings"),
+        ([1, 2], {}, TypeError, "list of strings"),
+        (["a", "a"], {}, ValueError, "unique"),
+        ([""], {}, ValueError, "empty"),
+        (["a", "b"], {"trans": [TransformExp(), torch.exp]}, TypeError, "Transform"),
+        (["a", "b"], {"trans": [TransformExp()] * 3}, ValueError, "1 or 2 transforms"),
+        (["a", "b"], {"no_grad_index": [2]}, ValueError, "from 0 to 1"),
+        (["a", "b"], {"no_grad_index": [-1]}, ValueError, "from 0 to 1"),
+        (["a", "b"], {"start": [1.0]}, ValueError, "2 start values"),
+        (["a", "b"], {"start": {"c": 1.0}}, ValueError, "'c'"),
+        (["a", "b"], {"start": {"a": float("nan")}}, ValueError, "finite"),
+        (["a", "b"], {"trans": [TransformExp()], "start": [1.0, -1.0]}, ValueError, "y > 0"),
+    ],
+)
+def test_constructor_errors(names: Any, more: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        Named((2, 1), names, **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (torch.zeros(2), ValueError, "3"),
+        (torch.zeros(3, 1), ValueError, "flat"),
+        (torch.zeros(3, dtype=torch.long), TypeError, "floating-point"),
+        ([0.0, 0.0, 0.0], TypeError, "list"),
+        ({"sigma^2_0": torch.zeros(1)}, ValueError, r"missing \['sigma\^2_1', 'sigma\^2_2'\]"),
+        ({f"sigma^2_{i}": torch.zeros(1) for i in range(4)}, ValueError, r"unexpected \['sigma\^2_3'\]"),
+        ({f"sigma^2_{i}": torch.zeros(2) for i in range(3)}, ValueError, "one value"),
+    ],
+)
+def test_parameter_errors(given: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        DiagonalMatrix(3)(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({}, ValueError),
+        ({"index": 0, "param_name": "a"}, ValueError),
+        ({"index": 2}, ValueError),
+        ({"index": [0, -1]}, ValueError),
+        ({"index": [0, 0.5]}, ValueError),
+        ({"param_name": "c"}, KeyError),
+        ({"param_name": ["a", "c"]}, KeyError),
+    ],
+)
+def test_refused_set_no_grad_changes_nothing(given: dict[str, Any], error: type[Exception]) -> None:
+    mat = Line(2, no_grad_index=[1])
+    with pytest.raises(error):
+        mat.set_no_grad(**given)
+    assert mat.no_grad_index == [1]
+
+
+def test_grad_mode() -> None:
+    mat = WithClosedForm(2)
+    J, _ = mat.grad(torch.zeros(2))
+    assert J is not None
+    assert bool((J == 7.0).all())
+    mat.grad_mode = "auto"
+    J, _ = mat.grad(torch.zeros(2))
+    assert J is not None
+    assert J[0].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    mat.grad_mode = "other"
+    with pytest.raises(RuntimeError, match="'other'"):
+        mat.grad(torch.zeros(2))
+
+
+def test_manual_grad_is_optional() -> None:
+    with pytest.raises(NotImplementedError, match="Line"):
+        Line(2).manual_grad(torch.zeros(2))
+
+
+# ---- decisions beyond the page ---------------------------------------------------------------------------------------
+
+
+def test_one_parameter_for_each_theta() -> None:
+    mat = AR1Matrix(3)
+    assert [name for name, _ in mat.named_parameters()] == ["raw.sigma^2", "raw.rho"]
+    assert all(isinstance(p, nn.Parameter) and p.shape == (1,) for p in mat.parameters())
+
+
+def test_own_thetas_are_float64_zeros() -> None:
+    theta = Line(2).theta
+    assert theta.dtype == torch.float64
+    assert theta.tolist() == [0.0, 0.0]
+    assert theta.requires_grad
+
+
+def test_start_is_on_the_natural_scale() -> None:
+    assert ScalarMatrix(2, start=2.0)().diagonal().tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_start_forms() -> None:
+    for start in ([2.0, 0.5], torch.tensor([2.0, 0.5]), {"sigma^2": 2.0, "rho": 0.5}):
+        V = AR1Matrix(2, start=start)()
+        assert V[0, 0].item() == pytest.approx(2.0)
+        assert V[0, 1].item() == pytest.approx(1.0)
+    assert AR1Matrix(2, start={"rho": 0.5})()[0, 0].item() == 1.0
+
+
+def test_fixed_value_stays_on_the_natural_scale() -> None:
+    mat = ScalarMatrix(1, start=2.0)
+    mat.set_no_grad(0)
+    assert mat().item() == pytest.approx(2.0)
+    assert not mat().requires_grad
+
+
+def test_nothing_is_added_to_a_diagonal() -> None:
+    assert ScalarMatrix(2, start=1e-18)().diagonal().tolist() == pytest.approx([1e-18, 1e-18], rel=1e-12)
+
+
+def test_dtype_is_that_of_the_parameters() -> None:
+    mat = Line(2)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert mat(torch.zeros(2, dtype=dtype)).dtype == dtype
+
+
+def test_numbers_in_a_dictionary_are_float64() -> None:
+    assert AR1Matrix(2)({"sigma^2": 0.1, "rho": 0}).dtype == torch.float64
+
+
+def test_set_theta() -> None:
+    mat = AR1Matrix(2)
+    before = mat.theta_parameters()
+    mat.set_theta({"rho": torch.tensor(0.3), "sigma^2": torch.tensor(0.1)})
+    assert mat.theta.tolist() == pytest.approx([0.1, 0.3])
+    assert all(p is q for p, q in zip(before, mat.theta_parameters(), strict=True))
+    with pytest.raises(ValueError, match="2 parameters"):
+        mat.set_theta(torch.zeros(3))
+
+
+def test_flags_of_parameters_are_the_index() -> None:
+    mat = DiagonalMatrix(3)
+    mat.theta_parameters()[1].requires_grad = False
+    assert mat.no_grad_index == [1]
+    mat.set_no_grad(index=[0, 2])
+    assert [p.requires_grad for p in mat.parameters()] == [False, True, False]
+    mat.requires_grad_(True)
+    assert mat.no_grad_index == []
+    mat.set_no_grad(param_name=["sigma^2_2"])
+    assert mat.no_grad_index == [2]
+    mat.set_no_grad([])
+    assert mat.no_grad_index == []
+
+
+def test_fixing_drops_an_old_gradient() -> None:
+    mat = DiagonalMatrix(2)
+    mat().sum().backward()
+    mat.set_no_grad(0)
+    assert [p.grad is None for p in mat.theta_parameters()] == [True, False]
+
+
+def test_fixed_parameter_does_not_shift_labels() -> None:
+    mat = DiagonalMatrix(3)
+    mat.set_no_grad(1)
+    J, names = mat.grad(torch.zeros(3))
+    assert J is not None
+    assert names == ["sigma^2_0", "sigma^2_2"]
+    assert J[1].diagonal().tolist() == [0.0, 0.0, 2.0]
+    assert mat.param_names == ["sigma^2_0", "sigma^2_1", "sigma^2_2"]
+
+
+def test_trans_grad_without_transforms_is_ones() -> None:
+    assert UnconstrainedMatrix(2).trans_grad(torch.randn(4)).tolist() == [1.0] * 4
+    assert Line(2, []).trans_grad(torch.randn(2)).tolist() == [1.0, 1.0]
+
+
+def test_a_transform_shared_by_several_parameters() -> None:
+    """Scale and shift apply to each of them, also between others."""
+    shared = TransformScaleShift(2.0, 1.0)
+    mat = DiagonalMatrix(3, [shared, TransformExpPow2(), shared])
+    assert mat.trans_params(torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
+    assert mat.trans_grad(torch.zeros(3)).tolist() == [2.0, 2.0, 2.0]
+    assert DiagonalMatrix(3, [shared])(PARAMS).diagonal().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_transforms_need_no_hash() -> None:
+    class Plain(TransformExp):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+    mat = DiagonalMatrix(2, [Plain(), Plain()])
+    assert mat.trans_params(torch.zeros(2)).tolist() == [1.0, 1.0]
+
+
+def test_cache_compares_values() -> None:
+    mat = DiagonalMatrix(2)
+    a, b = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    mat.set_intermediates(a, "a")
+    assert mat.get_intermediates(a.clone()) == "a"
+    assert mat.get_intermediates(mat.to_param_dict(a)) == "a"
+    assert mat.get_intermediates(b) is None, "the same values in another order"
+    assert mat.get_intermediates(a.double()) is None, "another dtype"
+    a += 1.0
+    assert mat.get_intermediates(a) is None, "parameters changed in place"
+
+
+def test_cache_of_a_matrix_without_parameters_is_a_no_op() -> None:
+    mat = IdentityMatrix(2)
+    mat.set_intermediates(torch.zeros(0), "kept")
+    assert mat.get_intermediates(torch.zeros(0)) is None
+
+
+def test_cache_is_in_no_copy() -> None:
+    mat = DiagonalMatrix(2)
+    mat.set_intermediates(torch.zeros(2), lambda: None)  # a pickle of this fails
+    for twin in (copy.deepcopy(mat), pickle.loads(pickle.dumps(mat))):
+        assert twin.get_intermediates(torch.zeros(2)) is None
+    assert list(mat.state_dict()) == ["raw.sigma^2_0", "raw.sigma^2_1"]
+    assert mat.get_intermediates(torch.zeros(2)) is not None
+
+
+def test_first_call_without_gradient_leaves_no_constant() -> None:
+    mat = AR1Matrix(3)
+    with torch.no_grad():
+        mat()
+    for _ in range(2):
+        mat.zero_grad()
+        mat().sum().backward()
+        assert all(p.grad is not None and p.grad.item() != 0.0 for p in mat.parameters())
+
+
+def test_functional_call_replaces_thetas() -> None:
+    mat = ScalarMatrix(2)
+    theta = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    V = torch.func.functional_call(mat, {"raw.sigma^2": theta})
+    assert torch.equal(V, mat(theta))
+    V.sum().backward()
+    assert theta.grad is not None
+
+
+def test_names_may_hold_any_character() -> None:
+    names = ["a.b", "training", "training_", "forward", "x/y", "%2E", "", "é"]
+    names.remove("")
+    mat = Named((len(names), 1), names)
+    assert mat.param_names == names
+    assert len(mat.state_dict()) == len(names)
+    twin = pickle.loads(pickle.dumps(mat))
+    twin.load_state_dict(mat.state_dict())
+
+
+def test_a_fixed_matrix_takes_an_empty_tensor_or_dictionary() -> None:
+    mat = IdentityMatrix(2)
+    for given in (None, {}, torch.zeros(0, dtype=torch.float64)):
+        assert mat(given).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert mat.grad(torch.zeros(0)) == (None, [])
+
+
+def test_rescale_leaves_a_matrix_without_scale() -> None:
+    V = UnconstrainedMatrix(2)
+    assert torch.equal(V.rescale(torch.ones(4), 3.0), torch.full((4,), 3.0))
+    assert torch.equal(IdentityMatrix(2).rescale(torch.zeros(0), 3.0), torch.zeros(0))
+
+
+@pytest.mark.gpu
+def test_moves_to_a_device() -> None:
+    mat = AR1Matrix(4).to("cuda")
+    V = mat()
+    assert V.is_cuda
+    V.sum().backward()
+    assert all(p.grad is not None and p.grad.is_cuda for p in mat.parameters())
