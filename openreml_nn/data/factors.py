@@ -1,6 +1,7 @@
 """Levels of columns: from rows to codes, for the table of the fit and for new rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ class Factor:
         sizes = [len(unique) for unique in self._uniques]
         self._cells = np.unique(_joint(self._column_codes(frame), sizes))
         digits = np.unravel_index(self._cells, sizes)
-        names = [_labels(unique) for unique in self._uniques]
+        names = [[_text(value) for value in unique] for unique in self._uniques]
         parts = [[name[i] for i in digit] for name, digit in zip(names, digits, strict=True)]
         self.observed = [":".join(part) for part in zip(*parts, strict=True)]
         if len(set(self.observed)) != len(self.observed):
@@ -69,7 +70,16 @@ class Factor:
         both = _joint(codes, [len(unique) for unique in self._uniques])
         at = np.searchsorted(self._cells, both).clip(max=len(self._cells) - 1)
         known = np.all([code >= 0 for code in codes], axis=0) & (self._cells[at] == both)
-        return np.where(known, self._place[at], -1)
+        found = np.where(known, self._place[at], -1)
+        if len(self.labels) > len(self.observed) and not known.all():
+            found[~known] = self._codes_by_label(frame[self.columns][~known])
+        return found
+
+    def _codes_by_label(self, rows: pd.DataFrame) -> np.ndarray:
+        """Codes of rows whose level may be one that has no record in the fit."""
+        texts = [[_UNKNOWN if pd.isna(value) else _text(value) for value in rows[column]] for column in self.columns]
+        place = {label: i for i, label in enumerate(self.labels)}
+        return np.array([place.get(":".join(parts), -1) for parts in zip(*texts, strict=True)], dtype=np.int64)
 
     def _column_codes(self, frame: pd.DataFrame) -> list[np.ndarray]:
         return [_codes(frame[column], unique) for column, unique in zip(self.columns, self._uniques, strict=True)]
@@ -99,8 +109,6 @@ def _joint(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     return joint
 
 
-def _labels(unique: pd.Index) -> list[str]:
-    """Text of each value; whole numbers without a decimal point, however the column is stored."""
-    if pd.api.types.is_float_dtype(unique.dtype) and bool(np.all(unique == unique.astype(np.int64))):
-        unique = unique.astype(np.int64)
-    return [str(value) for value in unique]
+def _text(value: Any) -> str:
+    """Text of a value; a whole number without a decimal point, however the column is stored."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -131,7 +131,7 @@ def _parse(text: str, where: str) -> Any:
     except (FormulaicError, SyntaxError) as error:
         hint = f". {_RANDOM}" if "|" in text else "."
         if isinstance(error, SyntaxError):
-            hint = ". A name that Python reserves, such as yield, needs backticks inside a function."
+            hint = ". Rename a column whose name Python reserves, such as yield: it cannot stand inside a function."
         raise ValueError(f"{_start(where)} {text!r} is not a formula: {_plain(error)}{hint}") from None
 
 

@@ -41,7 +41,7 @@ class Kernel:
     def __init__(self, source: str | Path | pd.DataFrame, name: str | None = None) -> None:
         self.name = name or ("K" if isinstance(source, pd.DataFrame) else Path(source).name)
         self.labels, values = _labelled(source, self.name)
-        self.K = check_kernel(torch.from_numpy(values), self.name)
+        self.K = check_kernel(torch.tensor(values), self.name)
 
     def __call__(self, levels: Levels) -> KnownMatrix:
         """σ² K over ``levels``, in their order.
