@@ -10,7 +10,14 @@ from openreml_nn.covariance.operators.base import Operator
 
 
 class BlockDiagonal(Operator):
-    r"""V = diag(A, B, …), blocks of any shape; one structure given several times is one set of parameters."""
+    r"""V = diag(A, B, …), blocks of any shape; one structure given several times is one set of parameters.
+
+    Example:
+        >>> from openreml_nn.covariance import AR1Matrix, BlockDiagonal
+        >>> subject = AR1Matrix(3)
+        >>> BlockDiagonal(subject, subject).param_names
+        ['op_0/sigma^2', 'op_0/rho']
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         return sum(a.shape[0] for a in operands), sum(a.shape[1] for a in operands)

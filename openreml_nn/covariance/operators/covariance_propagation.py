@@ -15,6 +15,11 @@ class CovariancePropagation(Operator):
 
     Raises:
         ValueError: G is not square, or Z does not have one column for each of its rows.
+
+    Example:
+        >>> from openreml_nn.covariance import CovariancePropagation, DummyMatrix, ScalarMatrix
+        >>> CovariancePropagation(DummyMatrix(["a", "b", "a"]), ScalarMatrix(2, start=4.0))().tolist()
+        [[4.0, 0.0, 4.0], [0.0, 4.0, 0.0], [4.0, 0.0, 4.0]]
     """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:

@@ -16,6 +16,11 @@ class KroneckerProduct(Operator):
     r"""V = A ⊗ B ⊗ …: row (i, k) and column (j, l) hold A_ij B_kl; the last operand's index runs fastest.
 
     ``matmul`` never forms the product: (A ⊗ B) vec(M) = vec(A M B').
+
+    Example:
+        >>> from openreml_nn.covariance import IdentityMatrix, KroneckerProduct, UnstructuredMatrix
+        >>> KroneckerProduct(traits=UnstructuredMatrix(2), animals=IdentityMatrix(3)).shape
+        (6, 6)
     """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:

@@ -20,6 +20,14 @@ class AR1Matrix(Matrix):
 
     Raises:
         ValueError: Times are not integers or repeat.
+
+    Example:
+        >>> from openreml_nn.covariance import AR1Matrix
+        >>> V = AR1Matrix([2001, 2002, 2005], start={"sigma^2": 2.0, "rho": 0.5})
+        >>> V.param_names
+        ['sigma^2', 'rho']
+        >>> V().detach()[0].tolist()
+        [2.0, 1.0, 0.125]
     """
 
     lags: Tensor

@@ -62,6 +62,11 @@ class ScalarMatrix(DiagonalStructure):
         n: Size, or `Levels`.
         trans: Transform of the variance.
         start: Start value of σ².
+
+    Example:
+        >>> from openreml_nn.covariance import ScalarMatrix
+        >>> ScalarMatrix(2, start=4.0)().tolist()
+        [[4.0, 0.0], [0.0, 4.0]]
     """
 
     def __init__(self, n: SupportsIndex, trans: Transform | None = None, *, start: Any = None) -> None:
@@ -82,6 +87,11 @@ class DiagonalMatrix(DiagonalStructure):
         n: Size, or `Levels`, whose labels then name the variances.
         trans: One transform for each variance, or a list with a single one for all.
         start: Start values of the variances.
+
+    Example:
+        >>> from openreml_nn.covariance import DiagonalMatrix, Levels
+        >>> DiagonalMatrix(Levels(["dry", "wet"])).param_names
+        ['sigma^2_dry', 'sigma^2_wet']
     """
 
     def __init__(self, n: SupportsIndex, trans: Sequence[Transform] | None = None, *, start: Any = None) -> None:

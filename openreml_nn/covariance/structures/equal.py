@@ -63,6 +63,12 @@ class CompoundSymmetricMatrix(Matrix):
     Args:
         n: Size, or `Levels`; with a single level ρ has no effect.
         start: Start values of σ² and ρ.
+
+    Example:
+        >>> from openreml_nn.covariance import CompoundSymmetricMatrix
+        >>> V = CompoundSymmetricMatrix(3, start=[4.0, 0.25])
+        >>> V().detach().round(decimals=6)[0].tolist()
+        [4.0, 1.0, 1.0]
     """
 
     def __init__(self, n: SupportsIndex, *, start: Any = None) -> None:

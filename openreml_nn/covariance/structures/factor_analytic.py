@@ -22,6 +22,14 @@ class FactorAnalyticMatrix(Matrix):
         start: Start values by name.
 
     Source: Thompson, Cullis, Smith & Gilmour (2003), Australian & New Zealand Journal of Statistics 45, 445-459.
+
+    Example:
+        >>> from openreml_nn.covariance import FactorAnalyticMatrix, Levels
+        >>> V = FactorAnalyticMatrix(Levels(["a", "b", "c"]), k=1)
+        >>> V.param_names
+        ['lambda_a', 'lambda_b', 'lambda_c', 'psi_a', 'psi_b', 'psi_c']
+        >>> V.loadings().shape
+        torch.Size([3, 1])
     """
 
     place: Tensor

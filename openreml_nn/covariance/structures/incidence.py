@@ -163,6 +163,12 @@ class KhatriRaoMatrix(IncidenceMatrix):
         values: Covariates, shape (n, s).
         dummy: The level of each row.
         effects: Names of the s effects.
+
+    Example:
+        >>> from openreml_nn.covariance import DummyMatrix, KhatriRaoMatrix
+        >>> Z = KhatriRaoMatrix([[1, 5], [1, 6], [1, 7]], DummyMatrix(["a", "b", "a"]), ["intercept", "time"])
+        >>> Z().tolist()
+        [[1.0, 0.0, 5.0, 0.0], [0.0, 1.0, 0.0, 6.0], [1.0, 0.0, 7.0, 0.0]]
     """
 
     def __init__(self, values: Any, dummy: DummyMatrix, effects: Sequence[str] | None = None) -> None:

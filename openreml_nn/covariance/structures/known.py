@@ -20,6 +20,11 @@ class KnownMatrix(Matrix):
 
     Raises:
         ValueError: K is not square, finite, symmetric or positive semi-definite.
+
+    Example:
+        >>> from openreml_nn.covariance import KnownMatrix
+        >>> KnownMatrix([[1.0, 0.5], [0.5, 1.0]], start=4.0)().tolist()
+        [[4.0, 2.0], [2.0, 4.0]]
     """
 
     K: Tensor

@@ -14,6 +14,11 @@ class SimpleMatrix(Matrix):
 
     Args:
         values: Tensor or array-like of shape (rows, columns); kept in float64 if it is not floating point.
+
+    Example:
+        >>> from openreml_nn.covariance import SimpleMatrix
+        >>> SimpleMatrix([[1, 2], [3, 4]])().tolist()
+        [[1.0, 2.0], [3.0, 4.0]]
     """
 
     values: Tensor

@@ -55,7 +55,14 @@ class DistanceMatrix(Matrix):
 
 
 class ExponentialMatrix(DistanceMatrix):
-    r"""V_ij = σ² exp(−d_ij / range), d_ij the Euclidean distance; arguments as `DistanceMatrix`."""
+    r"""V_ij = σ² exp(−d_ij / range), d_ij the Euclidean distance; arguments as `DistanceMatrix`.
+
+    Example:
+        >>> from openreml_nn.covariance import ExponentialMatrix
+        >>> V = ExponentialMatrix([[0, 0], [3, 4]], start={"sigma^2": 2.0, "range": 5.0})
+        >>> round(V()[0, 1].item(), 4)
+        0.7358
+    """
 
     def correlation(self, relative: Tensor) -> Tensor:
         return torch.exp(-relative)

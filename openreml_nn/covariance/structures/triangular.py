@@ -37,6 +37,11 @@ class LowerTriangularMatrix(Matrix):
     Args:
         n: Size.
         start: Start values of the lower triangle, row by row.
+
+    Example:
+        >>> from openreml_nn.covariance import Gram, LowerTriangularMatrix
+        >>> Gram(LowerTriangularMatrix(2, start=[2.0, 1.0, 3.0]))().tolist()
+        [[4.0, 2.0], [2.0, 10.0]]
     """
 
     place: Tensor

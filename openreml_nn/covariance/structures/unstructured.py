@@ -20,6 +20,14 @@ class UnstructuredMatrix(Matrix):
         start: Start value of V, a positive definite matrix of shape (n, n).
 
     Source: Pinheiro & Bates (1996), Statistics and Computing 6, 289-296.
+
+    Example:
+        >>> from openreml_nn.covariance import Levels, UnstructuredMatrix
+        >>> V = UnstructuredMatrix(Levels(["intercept", "slope"]), start=[[4.0, 1.0], [1.0, 9.0]])
+        >>> V.natural_names
+        ['sigma^2_intercept', 'sigma_intercept_slope', 'sigma^2_slope']
+        >>> V.standard_deviations().tolist()
+        [2.0, 3.0]
     """
 
     place: Tensor
