@@ -11,18 +11,18 @@ from openreml_nn.testing import derivatives, modules, values
 from openreml_nn.testing.case import Case, Law, LawBroken, domains
 
 LAWS = (
+    Law("the matrix is pure in its parameters", values.purity, 3),  # first, because it needs copies without a past
     Law("`shape` and dtype are those of the matrix", values.shape),
     Law("a covariance is symmetric", values.symmetry),
     Law("a covariance is positive definite", values.definiteness),
     Law("names, thetas and leaves agree", modules.names, 1),
-    Law("the matrix is pure in its parameters", values.purity, 3),
     Law("without parameters the module's own are taken", values.own_theta, 1),
     Law("`matmul` and `rmatmul` are products with the matrix", values.products, 5),
     Law("`submatrix`, `diagonal` and `is_diagonal` agree with the matrix", values.elements, 5),
     Law("`level_blocks` agrees with the matrix", values.level_blocks, 3),
     Law("`add_to` adds the matrix, with its gradient", values.in_place_sum, 3),
     Law("`sandwich` and `add_sandwich_to` agree with the matrix", values.sandwich, 2),
-    Law("`natural` has a finite value for each of `natural_names`", values.natural),
+    Law("`natural` has a value for each of `natural_names`, and `from_natural` inverts it", values.natural),
     Law("`rescale` multiplies the matrix", values.scale, 5),
     Law("`trans_grad` is the derivative of `trans_params`", derivatives.transforms, 5),
     Law("`grad` is the derivative", derivatives.jacobian),

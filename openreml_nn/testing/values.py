@@ -37,10 +37,11 @@ def definiteness(case: Case, theta: Tensor) -> None:
 def purity(case: Case, theta: Tensor) -> None:
     """The result depends on the parameters alone: not on earlier calls, and nothing is changed by a call."""
     V, own, kept = case.matrix, case.matrix.theta.detach().clone(), theta.clone()
-    first = V(theta).detach().clone()
     others = [case.thetas[-1]] + ([theta.flip(0)] if len(set(domains(V))) == 1 else [])
-    for other in others:
-        require_close(V(other), copy.deepcopy(V)(other), "the matrix at other parameters", tolerance=0.0)
+    fresh = [copy.deepcopy(V) for _ in others]
+    first = V(theta).detach().clone()
+    for other, twin in zip(others, fresh, strict=True):
+        require_close(V(other), twin(other), "the matrix at other parameters", tolerance=0.0)
         require_close(V(theta), first, "the matrix at the same parameters after another call", tolerance=0.0)
     require(torch.equal(theta, kept), "a call changes the parameters that it is given")
     require(torch.equal(V.theta, own), "a call at given parameters changes the module's own")
@@ -131,6 +132,7 @@ def natural(case: Case, theta: Tensor) -> None:
     require(values.shape == (len(V.natural_names),), "`natural` and `natural_names` differ in length")
     require(bool(torch.isfinite(values).all()), "`natural` is not finite")
     require(len(set(V.natural_names)) == len(V.natural_names), f"`natural_names` repeat: {V.natural_names}")
+    require_close(V(V.from_natural(values.detach())), V(theta), "the matrix at `from_natural` of them", tolerance=1e-7)
 
 
 def scale(case: Case, theta: Tensor) -> None:
