@@ -12,9 +12,11 @@ from openreml_nn.covariance import (
     AR1Matrix,
     Augment,
     BlockDiagonal,
+    CellMatrix,
     CompoundSymmetricMatrix,
     CovariancePropagation,
     DiagonalMatrix,
+    DiagonalPropagation,
     DummyMatrix,
     EqualEntryMatrix,
     EquicorrelationMatrix,
@@ -78,7 +80,8 @@ def tied() -> Matrix:
 
 def tied_at_depth() -> Matrix:
     G, B = UnstructuredMatrix(2), ScalarMatrix(4)
-    return Sum(KroneckerProduct(IdentityMatrix(2), G), BlockDiagonal(G, G), HadamardProduct(B, SimpleMatrix(kernel(4, 4))))
+    K = SimpleMatrix(kernel(4, 4))
+    return Sum(KroneckerProduct(IdentityMatrix(2), G), BlockDiagonal(G, G), HadamardProduct(B, K))
 
 
 def mixed_model() -> Matrix:
@@ -138,6 +141,7 @@ CASES: dict[str, tuple[Callable[[], Matrix], dict[str, Any]]] = {
         ),
         FREE,
     ),
+    "cells": (lambda: CellMatrix(torch.arange(9) % 3, DummyMatrix(np.arange(9) // 3), list("abc")), FREE),
     # transforms of a variance
     "variance by its root": (lambda: ScalarMatrix(2, TransformPow(2)), {}),
     "variance by its inverse": (lambda: ScalarMatrix(2, TransformPow(-1), start=3.0), {}),
@@ -169,6 +173,12 @@ CASES: dict[str, tuple[Callable[[], Matrix], dict[str, Any]]] = {
     ),
     "propagation by free loadings": (
         lambda: CovariancePropagation(UnconstrainedMatrix(4, 2), IdentityMatrix(2)), SEMIDEFINITE
+    ),
+    "diagonal propagation": (
+        lambda: DiagonalPropagation(np.array([[1, 0], [1, 0], [0, 1]]), DiagonalMatrix(2)), {}
+    ),
+    "diagonal propagation, correlated": (
+        lambda: DiagonalPropagation([[1.0, 0.5], [1.0, 2.0]], UnstructuredMatrix(2)), {}
     ),
     "Kronecker": (lambda: KroneckerProduct(UnstructuredMatrix(2), AR1Matrix(3)), {}),
     "Kronecker of three": (lambda: KroneckerProduct(AR1Matrix(2), kernel(3, 5), CompoundSymmetricMatrix(2)), {}),

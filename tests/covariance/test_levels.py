@@ -63,7 +63,7 @@ def test_values_that_are_refused(given: Any) -> None:
 
 
 def test_values_that_are_no_numbers() -> None:
-    with pytest.raises(TypeError, match="numeric values, got .*'a'"):
+    with pytest.raises(TypeError, match=r"numeric values, got .*'a'"):
         values_of(["a", "b"], "X")
 
 

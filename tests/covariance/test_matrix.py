@@ -378,7 +378,8 @@ def test_names_may_hold_any_character() -> None:
 
 def test_a_fixed_matrix_takes_an_empty_tensor_or_dictionary() -> None:
     mat = IdentityMatrix(2)
-    for given in (None, {}, torch.zeros(0, dtype=torch.float64)):
+    every: list[Any] = [None, {}, torch.zeros(0, dtype=torch.float64)]
+    for given in every:
         assert mat(given).tolist() == [[1.0, 0.0], [0.0, 1.0]]
     assert mat.grad(torch.zeros(0)) == (None, [])
 

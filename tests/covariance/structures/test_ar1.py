@@ -69,12 +69,20 @@ def test_forms_of_times(times: Any) -> None:
 
 @pytest.mark.parametrize(
     ("times", "text"),
-    [([1, 1, 2], "times that differ"), ([0.0, 0.5], "integer times"), ([[1, 2], [3, 4]], "one column"), (0, "finite values")],
+    [
+        ([1, 1, 2], "times that differ"),
+        ([0.0, 0.5], "integer times"),
+        ([[1, 2], [3, 4]], "one column"),
+        (0, "finite values"),
+    ],
 )
 def test_refused_times(times: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         AR1Matrix(times)
-    with pytest.raises(TypeError, match="numeric"):
+
+
+def test_times_that_are_no_numbers() -> None:
+    with pytest.raises(TypeError, match=r"numeric values, got .*Monday"):
         AR1Matrix(["Monday", "Tuesday"])
 
 

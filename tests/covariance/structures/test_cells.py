@@ -1,5 +1,7 @@
 """CellMatrix is the KhatriRaoMatrix of the indicators of its cells."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from openreml_nn.testing import check_matrix
 CELLS = torch.tensor([0, 1, 2, 0, 2, 1, 0, 1])
 
 
-def both(subjects: list[str], **options: object) -> tuple[CellMatrix, KhatriRaoMatrix]:
+def both(subjects: list[str], **options: Any) -> tuple[CellMatrix, KhatriRaoMatrix]:
     dummy = DummyMatrix(subjects, **options)
     one_hot = torch.nn.functional.one_hot(CELLS, 3)
     return CellMatrix(CELLS, dummy, ["1", "2", "4"]), KhatriRaoMatrix(one_hot, dummy, ["1", "2", "4"])
@@ -27,7 +29,7 @@ def both(subjects: list[str], **options: object) -> tuple[CellMatrix, KhatriRaoM
 
 @pytest.mark.parametrize("options", [{}, {"levels": ["b", "c"], "unknown": "zero"}])
 @pytest.mark.parametrize("K", [IdentityMatrix(3), ExponentialMatrix([0.0, 1.0, 3.0])])
-def test_equals_the_indicators(options: dict[str, object], K: Matrix) -> None:
+def test_equals_the_indicators(options: dict[str, Any], K: Matrix) -> None:
     cell, dense = both(list("aaabbccc"), **options)
     K = K if not options else IdentityMatrix(2)
     none = torch.zeros(0, dtype=torch.float64)

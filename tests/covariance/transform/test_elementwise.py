@@ -50,7 +50,7 @@ EVERY: list[tuple[Transform, tuple[float, float], tuple[float, float]]] = [
     (TransformChain([TransformChain([TransformPow(2)]), TransformScaleShift(1.0, 1.0)]), POSITIVE, (1.0, INF)),
     (TransformChain([TransformExp(), TransformPow(-1)]), REAL, POSITIVE),
 ]
-each = pytest.mark.parametrize(("t", "domain", "image"), EVERY, ids=lambda x: repr(x) if isinstance(x, Transform) else "")
+each = pytest.mark.parametrize(("t", "domain", "image"), EVERY, ids=[repr(t) for t, _, _ in EVERY])
 
 
 def inside(domain: tuple[float, float]) -> Tensor:
