@@ -25,6 +25,7 @@ from openreml_nn.result import FitResult
 from openreml_nn.solvers import Evaluation, Problem, Solver
 
 OBJECTIVES: dict[str, type[Objective]] = {"REML": REML, "ML": ML}
+ALL_FIXED = "all variance parameters are fixed"
 
 
 def fit(
@@ -72,8 +73,10 @@ def fit(
     warn_of_aliased(problem, names)
     V.set_theta(start_theta(problem, start))
     history: list[Progress] = []
-    if len(V.no_grad_index) == V.num_params:
-        return build_result(objective, problem.evaluate(V.theta.detach()), None, history, names, began)
+    if not free_index(V):
+        with torch.no_grad():
+            evaluation = problem.evaluate(V.theta.detach())
+        return build_result(objective, evaluation, history, names, time.perf_counter() - began)
     current: list[Evaluation] = []  # the last evaluation, freed before the next is made
     direction = direction or Average()
 
@@ -98,7 +101,7 @@ def fit(
     current.clear()
     with torch.no_grad():
         evaluation = problem.evaluate(V.theta.detach())
-    return build_result(objective, evaluation, optimizer, history, names, began)
+    return build_result(objective, evaluation, history, names, time.perf_counter() - began)
 
 
 def start_theta(problem: Problem, start: Tensor | str) -> Tensor:
@@ -110,38 +113,50 @@ def start_theta(problem: Problem, start: Tensor | str) -> Tensor:
     if start not in ("auto", "data", "current"):
         raise ValueError(f"`start` must be 'auto', 'data', 'current' or raw thetas, got {start!r}.")
     theta = V.theta.detach()
-    free = [k for k in range(V.num_params) if k not in set(V.no_grad_index)]
-    untouched = not bool(theta[free].any())
+    untouched = not bool(theta[free_index(V)].any())
     return data_start(problem) if start == "data" or (start == "auto" and untouched) else theta
 
 
 def build_result(
-    objective: Objective,
-    evaluation: Evaluation,
-    optimizer: AverageInformation | None,
-    history: list[Progress],
-    x_names: list[str],
-    began: float = math.nan,
+    objective: Objective, evaluation: Evaluation, history: list[Progress], x_names: list[str], seconds: float = math.nan
 ) -> FitResult:
-    """The result of an optimiser that has ended, or of parameters that are all fixed (``optimizer`` None)."""
+    """The result of an optimiser that has stopped; the history is empty where no parameter was moved."""
     V = evaluation.problem.V
-    fixed = set(V.no_grad_index)
-    free = np.array([k for k in range(V.num_params) if k not in fixed], dtype=int)
+    free = free_index(V)
     held = np.zeros(V.num_params, dtype=int)
     theta_cov = np.full((V.num_params, V.num_params), math.nan)
-    converged, reason = True, "all variance parameters are fixed"
-    if optimizer is not None:
+    converged, reason = (False, "no step was made") if free else (True, ALL_FIXED)
+    if free:
+        held[free] = history[-1].held if history else 0
+        theta_cov = theta_covariance(V, held, average_information(evaluation).cpu().numpy())
+    if history:
         last = history[-1]
         converged, reason = last.converged, last.reason or f"the limit of {last.iteration} steps was reached"
-        held[free] = last.held
-        inner = free[held[free] == 0]
-        H = average_information(evaluation).cpu().numpy()
-        use = held[free] == 0
-        theta_cov[np.ix_(inner, inner)] = np.linalg.pinv(H[np.ix_(use, use)], hermitian=True)
     return FitResult(
-        objective, evaluation, converged, reason, history, theta_cov, tuple(int(h) for h in held), x_names,
-        time.perf_counter() - began,
-    )  # fmt: skip
+        objective, evaluation, converged, reason, history, theta_cov, tuple(int(h) for h in held), x_names, seconds
+    )
+
+
+def theta_covariance(V: Matrix, held: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """Covariance of the raw thetas, shape (k, k); NaN for those that are fixed or held on a boundary.
+
+    Args:
+        V: Covariance of the observations.
+        held: For each raw theta whether it is on a boundary, shape (k,).
+        information: Information of the free ones.
+    """
+    free = np.array(free_index(V), dtype=int)
+    use = held[free] == 0
+    inner = free[use]
+    full = np.full((V.num_params, V.num_params), math.nan)
+    full[np.ix_(inner, inner)] = np.linalg.pinv(information[np.ix_(use, use)], hermitian=True)
+    return full
+
+
+def free_index(V: Matrix) -> list[int]:
+    """Indices of the raw thetas that are not fixed."""
+    fixed = set(V.no_grad_index)
+    return [k for k in range(V.num_params) if k not in fixed]
 
 
 def column_names(problem: Problem, X: Tensor | None, x_names: Sequence[str] | None) -> list[str]:

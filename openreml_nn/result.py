@@ -1,6 +1,7 @@
 """What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
 from openreml_nn.solvers import Evaluation
+from openreml_nn.summary import aligned_text, variance_text
 
 
 @dataclass(frozen=True)
@@ -125,29 +127,20 @@ class FitResult:
         errors are by the delta method from the average information; there is none for a parameter on a boundary.
         """
         V, theta = self.V, self.theta
-        held = torch.tensor(self.held, dtype=theta.dtype, device=theta.device)
-        limit = torch.where(held == 0, theta, held * math.inf)
-        J = torch.func.jacfwd(V.natural)(theta).cpu().numpy()
-        estimated = ~np.isnan(np.diag(self.theta_cov))
-        C = np.where(np.outer(estimated, estimated), self.theta_cov, 0.0)
-        depends = (J[:, estimated] != 0).any(axis=1)
-        se = np.where(depends, np.sqrt(np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)), math.nan)
+        estimate, se, own = natural_scale(V, theta, self.theta_cov, self.held)
         at = np.array([bool(h) for h in self.held], dtype=bool)
         fixed = np.zeros(len(theta), dtype=bool)
         fixed[V.no_grad_index] = True
-        own = J != 0
-        table = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "name": V.natural_names,
-                "estimate": V.natural(limit).cpu().numpy(),
+                "estimate": estimate,
                 "std_error": se,
                 "share": self._shares(),
                 "boundary": (own & at).any(axis=1),
                 "fixed": own[:, fixed].any(axis=1) & ~own[:, ~fixed].any(axis=1),
             }
         )
-        table.loc[table["boundary"] & ~depends, "std_error"] = math.nan
-        return table
 
     def _shares(self) -> list[float]:
         """Each term's share of the mean of the diagonal of V, in its first row; NaN in the other rows."""
@@ -198,6 +191,16 @@ class FitResult:
             }
         )
 
+    @property
+    def residual_variance(self) -> Tensor:
+        """Variance of each observation that is not in a random term, shape (n,)."""
+        random = {term.name for term in likelihood.random_terms(self.V, self.theta)}
+        named = [("", self.V, self.theta)]
+        if isinstance(self.V, Sum):
+            named = [(name, *part) for name, part in zip(self.V.operand_names, self.V.parts(self.theta), strict=True)]
+        rest = [operand.diagonal(own).detach() for name, operand, own in named if name not in random]
+        return torch.stack(rest).sum(0) if rest else self.theta.new_zeros(self.n)
+
     def predict(self, X: Tensor, Z: dict[str, Matrix] | None = None) -> pd.DataFrame:
         """Predictions for new rows: prediction, std_error (of Xβ + Zu, without the residual).
 
@@ -213,9 +216,61 @@ class FitResult:
 
     def summary(self) -> str:
         """The fit as a text: likelihood, how it ended, variance parameters, fixed effects."""
-        from openreml_nn.report import summary
-
-        return summary(self)
+        ended = "Converged" if self.converged else "NOT CONVERGED"
+        steps = f"{self.n_iter} step" + "s" * (self.n_iter != 1)
+        lines = [
+            f"Linear mixed model by {self.objective.method} ({self.objective.solver.name} solver)",
+            f"n = {self.n}, rank of X = {self.p}, variance parameters = {self.num_variance_parameters}",
+            f"log-likelihood = {self.loglik:.4f}, AIC = {self.AIC:.2f}, BIC = {self.BIC:.2f}",
+            f"{ended} after {steps}: {self.reason}.",
+            "",
+            "Variance parameters",
+            variance_text(self.variance),
+            "",
+            "Fixed effects",
+            aligned_text(self.fixed_effects.rename(columns={"std_error": "std. error"})) if self.p else "  none",
+        ]
+        if self.aliased:
+            lines.append(f"Aliased, dropped: {', '.join(self.aliased)}")
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def natural_scale(
+    V: Matrix, theta: Tensor, theta_cov: np.ndarray, held: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variance parameters on their natural scale and their standard errors, by the delta method.
+
+    Args:
+        V: Covariance of the observations.
+        theta: Raw thetas, shape (k,).
+        theta_cov: Their covariance, shape (k, k), NaN in rows of parameters that were not estimated.
+        held: −1 or 1 for a theta on its lower or upper boundary, else 0.
+
+    Returns:
+        (estimates, standard errors, which thetas each depends on); shapes (m,), (m,), (m, k). Estimates are at the
+        boundary where a theta is held there; the standard error is NaN where no estimated theta is involved.
+    """
+    on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
+    limit = torch.where(on == 0, theta, on * math.inf)
+    J = natural_jacobian(V, theta).cpu().numpy()
+    estimated = ~np.isnan(np.diag(theta_cov))
+    C = np.where(np.outer(estimated, estimated), theta_cov, 0.0)
+    depends = (J[:, estimated] != 0).any(axis=1)
+    variance = np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)
+    return V.natural(limit).cpu().numpy(), np.where(depends, np.sqrt(variance), math.nan), J != 0
+
+
+def natural_jacobian(V: Matrix, theta: Tensor) -> Tensor:
+    """Jacobian of ``V.natural``, shape (m, k); a diagonal where a structure's natural parameters are elementwise."""
+    blocks = []
+    for _, leaf, index in V.leaves():
+        own = theta[index]
+        elementwise = type(leaf).natural is Matrix.natural
+        block = leaf.trans_grad(own).diag() if elementwise else torch.func.jacfwd(leaf.natural)(own)
+        J = theta.new_zeros((len(block), len(theta)))
+        J[:, index] = block
+        blocks.append(J)
+    return torch.cat(blocks) if blocks else theta.new_zeros((0, len(theta)))

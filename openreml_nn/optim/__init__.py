@@ -1,6 +1,11 @@
 """Optimisation of likelihoods: the optimiser, its directions and step controls, start values (an index)."""
 
-from openreml_nn.optim.average_information import AverageInformation, ConfoundedParameters, Progress
+from openreml_nn.optim.average_information import (
+    AverageInformation,
+    ConfoundedParameters,
+    Progress,
+    newton_decrement,
+)
 from openreml_nn.optim.controls import FixedStep, Halving, StepControl, TrustRegion
 from openreml_nn.optim.directions import Average, Direction, Fisher, Observed
 from openreml_nn.optim.geometry import Geometry
@@ -20,4 +25,5 @@ __all__ = [
     "StepControl",
     "TrustRegion",
     "data_start",
+    "newton_decrement",
 ]

@@ -20,10 +20,11 @@ from openreml_nn.solvers import NotPositiveDefinite
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 PUSHED = 10.0  # raw step towards a boundary: a standard deviation falls by a factor of exp(10)
 NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is on, its boundary
+SLOPE = 1e-4  # g²/d, free of the scale of a parameter, above which its score has a direction
 DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of parameters that can be told apart
 
 
-_ARRAYS = {"score": float, "information": float, "units": float, "held": int, "finite": bool}
+_ARRAYS = {"origin": float, "score": float, "information": float, "units": float, "held": int, "finite": bool}
 
 
 class ConfoundedParameters(ValueError):
@@ -115,8 +116,9 @@ class AverageInformation(torch.optim.Optimizer):
         g, H = s["score"][free], s["information"][np.ix_(free, free)]
         return Progress(
             iteration=s["iteration"], loglik=-s["loss"], score_norm=float(np.linalg.norm(g)),
-            decrement=_decrement(H, g), step_norm=s["step_norm"], step_length=s["step_length"], trials=s["trials"],
-            condition=float(np.linalg.cond(H)) if len(g) else 1.0, held=tuple(int(h) for h in s["held"]),
+            decrement=newton_decrement(H, g), condition=float(np.linalg.cond(H)) if len(g) else 1.0,
+            step_norm=s["step_norm"], step_length=s["step_length"], trials=s["trials"],
+            held=tuple(int(h) for h in s["held"]),
             done=s["done"], converged=s["converged"], reason=s["reason"],
         )  # fmt: skip
 
@@ -155,10 +157,11 @@ class AverageInformation(torch.optim.Optimizer):
             raise ValueError(f"The objective is {loss} at the start values; give others.")
         geometry = self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
         s.update(
-            theta=self._gather(), loss=loss, score=self._score(), information=self._checked_information(k),
+            theta=self._gather(), origin=self._gather().to(torch.float64).cpu().numpy(), loss=loss,
+            score=self._score(), information=self._checked_information(k),
             held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
             finite=np.stack([geometry.finite_below, geometry.finite_above]), names=geometry.names,
-            iteration=0, step_norm=0.0, step_length=0.0, trials=1, singular=0,
+            iteration=0, step_norm=0.0, step_length=0.0, trials=1,
             done=False, converged=False, reason="",
         )  # fmt: skip
         self._judge(s)
@@ -168,7 +171,7 @@ class AverageInformation(torch.optim.Optimizer):
         units, theta = s["units"], s["theta"]
         g, H = s["score"] * units, s["information"] * np.outer(units, units)
         full = _embed(newton_step(H[np.ix_(s["held"] == 0, s["held"] == 0)], g[s["held"] == 0]), s["held"] == 0)
-        push = self._towards_boundary(s)
+        push = self._push(s, g, H)
         trials = 0
         while True:
             step, promised = self._trial(s, g, H, push)
@@ -181,7 +184,7 @@ class AverageInformation(torch.optim.Optimizer):
             if gain > 0 if seen else gain > -ROUNDING * max(1.0, abs(loss)):
                 score, information = self._score(), self._checked_information(len(g))
                 free = s["held"] == 0
-                if seen or _decrement(information[np.ix_(free, free)], score[free]) < _decrement(
+                if seen or newton_decrement(information[np.ix_(free, free)], score[free]) < newton_decrement(
                     s["information"][np.ix_(free, free)], s["score"][free]
                 ):
                     break
@@ -206,47 +209,64 @@ class AverageInformation(torch.optim.Optimizer):
         free = (s["held"] == 0) & (push == 0)
         inner = np.ix_(free, free)
         own = self.control.step(H[inner], g[free], s["radius"]) if free.any() else np.zeros(0)
-        promised = float(g[free] @ own - 0.5 * own @ H[inner] @ own) + 0.5 * float(np.abs(g[push != 0]).sum())
-        return _embed(own, free) + PUSHED * push, promised
+        promised = float(g[free] @ own - 0.5 * own @ H[inner] @ own)
+        away, back = np.abs(push) == PUSHED, (push != 0) & (np.abs(push) != PUSHED)
+        promised += 0.5 * float(np.abs(g[away]).sum() + (g[back] ** 2 / H.diagonal()[back]).sum())
+        return _embed(own, free) + push, promised
 
     # ---- boundaries and the end ------------------------------------------------------------------------------------------------
 
-    def _towards_boundary(self, s: dict[str, Any]) -> np.ndarray:
-        """−1 or 1 for parameters that near a finite boundary, 0 for the others."""
-        g, d = s["score"], s["information"].diagonal()
-        near = (s["held"] == 0) & (np.abs(g) < NEAR) & (d < NEAR) & (g**2 > 1e-4 * d)
+    def _flat(self, s: dict[str, Any], flat: float) -> tuple[np.ndarray, np.ndarray]:
+        """Free parameters that hardly change ℓ any more: −1 or 1 if they run to an end, and if they come back from one.
+
+        Where a variance is next to nothing its score is small also if it points upwards, so the side on which a
+        parameter is from its start tells which of the two it is.
+        """
+        g, d = s["score"] * s["units"], s["information"].diagonal() * s["units"] ** 2
+        way = np.sign(g) * ((s["held"] == 0) & (np.abs(g) < flat) & (d < flat) & (g**2 > SLOPE * d))
+        came = way * (s["theta"].to(torch.float64).cpu().numpy() - s["origin"])
         below, above = s["finite"]
-        return np.where(near & (((g < 0) & below) | ((g > 0) & above)), np.sign(g), 0.0)
+        ahead, behind = np.where(way < 0, below, above), np.where(way < 0, above, below)
+        runs = (came > 0) | ((came == 0) & ahead)
+        return way * runs, way * (~runs & behind)
+
+    def _push(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray) -> np.ndarray:
+        """Steps of parameters near a finite boundary, where ℓ is flat and no quadratic; 0 for all others.
+
+        Outwards a long step. Inwards the Newton step of the natural parameter v = exp(2θ), v + g/(2θ-slopes) …
+        """
+        runs, returns = self._flat(s, NEAR)
+        below, above = s["finite"]
+        d = H.diagonal()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            back = np.where(returns != 0, 0.5 * np.log1p(np.abs(g) / d), 0.0)
+        return PUSHED * np.where(np.where(runs < 0, below, above), runs, 0.0) + returns * back
 
     def _judge(self, s: dict[str, Any]) -> None:
         """Hold and release parameters, and end where nothing is left to gain."""
         g, d = s["score"], s["information"].diagonal()
-        inwards = (s["held"] != 0) & (g * s["held"] < 0) & (g**2 > 1e-4 * d)
-        at = (s["held"] == 0) & (np.abs(g) < AT) & (d < AT) & (g**2 > 1e-4 * d)
-        s["held"] = np.where(inwards, 0, np.where(at, np.sign(g), s["held"])).astype(int)
+        (at, _), inwards = self._flat(s, AT), (s["held"] != 0) & (g * s["held"] < 0) & (g**2 > SLOPE * d)
+        s["held"] = np.where(inwards, 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
-        H = s["information"][np.ix_(free, free)]
-        confounded = _confounded(H)
-        s["singular"] = s["singular"] + 1 if len(confounded) else 0
-        converged = _decrement(H, g[free]) <= self.tolerance
-        if len(confounded) and (s["singular"] >= 3 or converged):
-            names = ", ".join(np.array(s["names"])[free][confounded])
-            raise ConfoundedParameters(
-                f"The data cannot tell these parameters apart: {names}. Their average information is singular. "
-                f"Remove one of the terms, or fix one of the parameters."
-            )
-        if converged:
+        if newton_decrement(s["information"][np.ix_(free, free)], g[free]) <= self.tolerance:
             self._end(s, "the score is zero")
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:
         free = s["held"] == 0
-        left = _decrement(s["information"][np.ix_(free, free)], s["score"][free])
+        left = newton_decrement(s["information"][np.ix_(free, free)], s["score"][free])
         if left < 1e-6:
             self._end(s, "no gain above rounding is left")
         else:
             s.update(done=True, converged=False, reason=f"no step raises the likelihood (Newton decrement {left:.2g})")
 
     def _end(self, s: dict[str, Any], reason: str) -> None:
+        free = s["held"] == 0
+        confounded = _confounded(s["information"][np.ix_(free, free)])
+        if len(confounded):
+            raise ConfoundedParameters(
+                f"The data cannot tell these parameters apart: {', '.join(np.array(s['names'])[free][confounded])}. "
+                f"Their average information is singular. Remove one of the terms, or fix one of the parameters."
+            )
         below, above = s["finite"]
         runs_off = ((s["held"] < 0) & ~below) | ((s["held"] > 0) & ~above)
         names = np.array(s["names"])
@@ -320,7 +340,7 @@ def _loss_or_inf(closure: Callable[[], Any]) -> float:
     return loss if np.isfinite(loss) else float("inf")
 
 
-def _decrement(H: np.ndarray, g: np.ndarray) -> float:
+def newton_decrement(H: np.ndarray, g: np.ndarray) -> float:
     """g'H⁻¹g, scaled by the diagonal of H so that units do not matter; infinite where H is not positive definite."""
     d = H.diagonal()
     if not len(g):
