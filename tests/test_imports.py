@@ -27,7 +27,7 @@ LAYERS = (
     ("metrics",),
     ("data",),
     ("summary",),
-    ("result", "report", "fit"),
+    ("result", "summary", "report", "figures", "fit"),
     ("lightning",),
     ("cli",),
     ("__main__",),
