@@ -7,7 +7,6 @@ import pickle
 import torch
 from torch import Tensor
 
-from openreml_nn.covariance import Matrix
 from openreml_nn.testing.case import Case, require, require_close, require_raises
 
 
@@ -112,8 +111,4 @@ def devices(case: Case, theta: Tensor) -> None:
     require_close(moved.matmul(there, rhs), V @ rhs, "`matmul` on the other device")
     total = moved.add_to(torch.zeros_like(V), there)
     require_close(total, V, "`add_to` on the other device")
-    require_close(_back(moved)(theta), case.matrix(theta), "the matrix moved back", tolerance=0.0)
-
-
-def _back(matrix: Matrix) -> Matrix:
-    return matrix.to("cpu")
+    require_close(moved.to(theta.device)(theta), case.matrix(theta), "the matrix moved back", tolerance=0.0)
