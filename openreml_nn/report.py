@@ -1,4 +1,4 @@
-"""A fit on paper: the summary that is printed, and the files that are written."""
+"""A fit on disk: the files that are written for it."""
 
 import json
 import math
@@ -9,54 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from openreml_nn.result import FitResult
 
 FILES = ("variance_parameters.csv", "fixed_effects.csv", "random_effects.csv", "fit.json")
-
-
-def summary(result: FitResult) -> str:
-    """The fit as a text: likelihood, how it ended, variance parameters, fixed effects."""
-    ended = "Converged" if result.converged else "NOT CONVERGED"
-    steps = f"{result.n_iter} step" + "s" * (result.n_iter != 1)
-    lines = [
-        f"Linear mixed model by {result.objective.method} ({result.objective.solver.name} solver)",
-        f"n = {result.n}, rank of X = {result.p}, variance parameters = {result.num_variance_parameters}",
-        f"log-likelihood = {result.loglik:.4f}, AIC = {result.AIC:.2f}, BIC = {result.BIC:.2f}",
-        f"{ended} after {steps}: {result.reason}.",
-        "",
-        "Variance parameters",
-        _variance_table(result.variance),
-        "",
-        "Fixed effects",
-        _aligned(result.fixed_effects.rename(columns={"std_error": "std. error"})) if result.p else "  none",
-    ]
-    if result.aliased:
-        lines.append(f"Aliased, dropped: {', '.join(result.aliased)}")
-    return "\n".join(lines)
-
-
-def _variance_table(variance: pd.DataFrame) -> str:
-    table = variance.rename(columns={"std_error": "std. error"}).drop(columns=["boundary", "fixed"])
-    table["share"] = [f"{100 * share:.1f} %" if math.isfinite(share) else "" for share in table["share"]]
-    table["note"] = [
-        "boundary" if boundary else "fixed" if fixed else ""
-        for boundary, fixed in zip(variance["boundary"], variance["fixed"], strict=True)
-    ]
-    return _aligned(table if (table["note"] != "").any() else table.drop(columns="note"))
-
-
-def _aligned(table: pd.DataFrame) -> str:
-    """The table with numbers to six digits and names to the left."""
-    text = table.copy()
-    for column in text.columns:
-        if text[column].dtype.kind == "f":
-            text[column] = [f"{value:.6g}" if math.isfinite(value) else "-" for value in text[column]]
-    width = max(len(str(name)) for name in text["name"])
-    text["name"] = [f"{name:<{width}}" for name in text["name"]]
-    rows = text.rename(columns={"name": f"{'name':<{width}}"}).to_string(index=False)
-    return "\n".join(f"  {row.strip() if i == 0 and not row.strip() else row}" for i, row in enumerate(rows.split("\n")))
 
 
 def fit_record(result: FitResult) -> dict[str, Any]:
