@@ -1,0 +1,103 @@
+"""What travels from a data module to `REMLModule`: one batch is the whole data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance import Matrix
+
+
+@dataclass(eq=False)
+class Batch:
+    """Response and fixed effects of all records.
+
+    Attributes:
+        y: Response, shape (n,).
+        X: Design of the fixed effects, shape (n, p); a column of ones when left out.
+        x_names: Names of the columns of X.
+    """
+
+    y: Tensor
+    X: Tensor | None = None
+    x_names: list[str] | None = None
+
+    @classmethod
+    def of(cls, batch: Any) -> "Batch":
+        """A batch from one, or from ``y``, ``(y,)``, ``(y, X)`` or ``(y, X, x_names)`` of any DataLoader.
+
+        Raises:
+            TypeError: It is something else.
+        """
+        if isinstance(batch, NewRowsBatch):
+            return batch.fitted
+        if isinstance(batch, Batch):
+            return batch
+        if isinstance(batch, Tensor):
+            return cls(batch)
+        if isinstance(batch, Sequence) and 1 <= len(batch) <= 3 and isinstance(batch[0], Tensor):
+            return cls(*batch)
+        raise TypeError(
+            f"`REMLModule` needs a batch (y, X) of all records, got {type(batch).__name__}. Use `MixedModelDataModule`, "
+            f"or a DataLoader with batch_size=None over a list of one such pair."
+        )
+
+    def same_as(self, other: "Batch") -> bool:
+        """Whether both hold the same numbers."""
+        return _same(self.y, other.y) and _same(self.X, other.X)
+
+    def to(self, device: torch.device, **options: Any) -> "Batch":
+        """The batch on a device."""
+        X = None if self.X is None else self.X.to(device, **options)
+        return Batch(self.y.to(device, **options), X, self.x_names)
+
+
+@dataclass(eq=False)
+class NewRowsBatch:
+    """New rows beside the records that the model was fitted to.
+
+    Attributes:
+        fitted: The records of the fit.
+        X: Fixed-effects design of the new rows, shape (m, p).
+        Z: Design of the new rows for each random term by name.
+        y: Their response where it is known, shape (m,).
+        table: The new rows as they were read, with a column ``new_levels``.
+    """
+
+    fitted: Batch
+    X: Tensor
+    Z: dict[str, Matrix]
+    y: Tensor | None = None
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def to(self, device: torch.device, **options: Any) -> "NewRowsBatch":
+        """The batch on a device."""
+        y = None if self.y is None else self.y.to(device, **options)
+        Z = {name: design.to(device) for name, design in self.Z.items()}
+        return NewRowsBatch(self.fitted.to(device, **options), self.X.to(device, **options), Z, y, self.table)
+
+
+class OneBatch:
+    """A data loader of one batch.
+
+    Args:
+        batch: The batch.
+    """
+
+    def __init__(self, batch: Batch | NewRowsBatch) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Any:
+        yield self.batch
+
+    def __len__(self) -> int:
+        return 1
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or (a.shape == b.shape and torch.equal(a, b.to(a)))

@@ -1,0 +1,101 @@
+"""Callbacks of a fit: stop when it has ended, write its results, write predictions."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+
+from openreml_nn.lightning.module import REMLModule
+from openreml_nn.report import write_result, write_text
+
+
+class ConvergenceCallback(Callback):
+    """Stops the Trainer when the fit of a `REMLModule` has ended, and warns where it was cut off before.
+
+    Args:
+        verbose: Print a line for each step, and the reason of the end.
+    """
+
+    def __init__(self, verbose: bool = False) -> None:
+        self.verbose = verbose
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = _reml(pl_module, self)
+        talks, at = self.verbose and trainer.is_global_zero, module.progress
+        if talks and at is not None:
+            print(f"step {trainer.global_step:3d}  log-likelihood {at.loglik:.6f}  decrement {at.decrement:.1e}")
+        if module.ended:
+            trainer.should_stop = True
+            if talks:
+                print(f"Stopped: {module.ended}.")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = _reml(pl_module, self)
+        if not module.ended and module.progress is not None and trainer.is_global_zero:
+            warnings.warn(
+                f"The fit was cut off after {trainer.global_step} steps, before it converged (Newton decrement "
+                f"{module.progress.decrement:.1e}, wanted {module.tolerance:.0e}). Raise the Trainer's `max_epochs`.",
+                stacklevel=2,
+            )
+
+
+class ResultFiles(Callback):
+    """Writes the fit into the log folder when it ends, and prints its summary.
+
+    The files are ``variance_parameters.csv``, ``fixed_effects.csv``, ``random_effects.csv`` and ``fit.json``.
+
+    Args:
+        folder: Where to write; the Trainer's log folder when left out.
+        verbose: Print the summary and the folder.
+    """
+
+    def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
+        self.folder, self.verbose = folder, verbose
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder, result = _log_folder(trainer, self.folder), _reml(pl_module, self).result()
+        if trainer.is_global_zero:
+            write_result(result, folder)
+            if self.verbose:
+                print(f"{result.summary()}\n\nResults: {folder}")
+
+
+class PredictionFiles(BasePredictionWriter):
+    """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``std_error``.
+
+    Args:
+        folder: Where to write; the Trainer's log folder when left out.
+        verbose: Print the folder.
+    """
+
+    def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
+        super().__init__(write_interval="epoch")
+        self.folder, self.verbose = folder, verbose
+
+    def write_on_epoch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        folder = _log_folder(trainer, self.folder)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = write_text(folder / "predictions.csv", pd.concat(predictions).to_csv(index=False))
+            if self.verbose:
+                print(f"Predictions: {path}")
+
+
+def _log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
+    """The folder asked for, else the Trainer's log folder; all processes must call this."""
+    logged = trainer.log_dir
+    return Path(folder or logged or trainer.default_root_dir)
+
+
+def _reml(module: L.LightningModule, callback: Callback) -> REMLModule:
+    if not isinstance(module, REMLModule):
+        raise TypeError(f"`{type(callback).__name__}` needs a `REMLModule`, got {type(module).__name__}.")
+    return module

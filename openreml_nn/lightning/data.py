@@ -1,0 +1,107 @@
+"""Tables as a LightningDataModule around `openreml_nn.data.MixedModel`."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.data import MixedModel, Term, TermLike, read_table
+from openreml_nn.data.columns import complete_rows, tidy
+from openreml_nn.data.formulas import columns_of, parse_fixed, response
+from openreml_nn.lightning.batches import Batch, NewRowsBatch, OneBatch
+
+
+class MixedModelDataModule(L.LightningDataModule):
+    r"""A mixed model over a table: its y, X and V, and designs of new rows for validation and prediction.
+
+    The table is read at once, so that ``REMLModule(data.covariance)`` can be made.
+
+    Args:
+        table: Path to CSV or Parquet, the name of a bundled table, or a DataFrame; one row per record.
+        fixed: Wilkinson formula of response and fixed effects, ``"yield ~ rep"``.
+        random: Random terms by name, each a `Term`, a column, or a list of columns; or a list of columns.
+        residual: One residual term, several by name, or None for σ² I.
+        missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out and counted.
+        validation_table: Rows with a response, on which predictions are compared with it.
+        predict_table: Rows to predict; levels of random terms may be new.
+
+    Attributes:
+        model: The `MixedModel` of the table.
+
+    Raises:
+        ValueError: A table, the formula or a term cannot be used; the message names the column or term.
+    """
+
+    def __init__(
+        self,
+        table: str | Path | pd.DataFrame,
+        fixed: str,
+        random: dict[str, TermLike] | list[str] | str | None = None,
+        residual: dict[str, Term] | Term | None = None,
+        missing: Literal["error", "drop"] = "error",
+        validation_table: str | Path | pd.DataFrame | None = None,
+        predict_table: str | Path | pd.DataFrame | None = None,
+    ) -> None:
+        super().__init__()
+        self.table, self.fixed = table, fixed
+        self._limit: int | float | None = None
+        self.model = MixedModel(table, fixed, random, residual, missing)
+        self.batch = Batch(self.model.y, self.model.X, self.model.x_names)
+        self.validation_rows = None if validation_table is None else self._new_rows(validation_table, with_response=True)
+        self.predict_rows = None if predict_table is None else self._new_rows(predict_table)
+
+    @property
+    def covariance(self) -> Matrix:
+        """V, the covariance of the records."""
+        return self.model.V
+
+    def describe(self) -> dict[str, str]:
+        """The model in words, for loggers."""
+        table = "DataFrame" if isinstance(self.table, pd.DataFrame) else str(self.table)
+        return {
+            "table": table,
+            "fixed": self.fixed,
+            "random": ", ".join(self.model.random),
+            "residual": ", ".join(self.model.residual),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Without rows to validate on, a fit has no validation: its table is used up by the fit itself."""
+        if stage == "fit" and self.validation_rows is None and self.trainer is not None:
+            self._limit = self.trainer.limit_val_batches
+            self.trainer.limit_val_batches = 0
+
+    def teardown(self, stage: str) -> None:
+        if self._limit is not None and self.trainer is not None:
+            self.trainer.limit_val_batches, self._limit = self._limit, None
+
+    def train_dataloader(self) -> OneBatch:
+        return OneBatch(self.batch)
+
+    def val_dataloader(self) -> OneBatch:
+        return OneBatch(self.batch if self.validation_rows is None else self.validation_rows)
+
+    def predict_dataloader(self) -> OneBatch:
+        if self.predict_rows is None:
+            raise ValueError("`MixedModelDataModule` has nothing to predict. Give it a `predict_table`.")
+        return OneBatch(self.predict_rows)
+
+    def _new_rows(self, source: str | Path | pd.DataFrame, with_response: bool = False) -> NewRowsBatch:
+        table = read_table(source)
+        rows = self.model.design(table)
+        new = np.array([[not bool(k) for k in known] for known in rows.known.values()]).reshape(len(rows.known), -1)
+        names = np.array(list(rows.known), dtype=object)
+        unseen = ["; ".join(names[column]) for column in new.T] if len(names) else [""] * len(table)
+        y = self._response(table) if with_response else None
+        return NewRowsBatch(self.batch, rows.X, dict(rows.Z), y, table.assign(new_levels=unseen))
+
+    def _response(self, table: pd.DataFrame) -> torch.Tensor:
+        """The response of new rows, as the fit has it."""
+        side, _ = parse_fixed(self.fixed, table)
+        columns = table[columns_of(side, table, "the response")]
+        complete_rows(columns, "error")
+        return torch.from_numpy(response(side, tidy(columns))[1].astype(np.float64))

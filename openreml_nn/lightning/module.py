@@ -1,0 +1,317 @@
+"""A mixed model as a LightningModule: a shell around an objective, a solver and an optimiser, without mathematics.
+
+One batch is the whole data set and one epoch is one step, so that callbacks, loggers and checkpoints see each step.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import gaussian_nll_loss
+from torch.optim import Optimizer
+from torchmetrics.functional import mean_squared_error
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.fit import (
+    ALL_FIXED,
+    OBJECTIVES,
+    build_result,
+    column_names,
+    free_index,
+    start_theta,
+    theta_covariance,
+    warn_of_aliased,
+)
+from openreml_nn.lightning.batches import Batch, NewRowsBatch
+from openreml_nn.objectives import Objective
+from openreml_nn.optim import (
+    Average,
+    AverageInformation,
+    Direction,
+    Geometry,
+    Progress,
+    StepControl,
+    newton_decrement,
+)
+from openreml_nn.result import FitResult, natural_scale
+from openreml_nn.solvers import Evaluation, Problem, Solver
+
+SECOND_ORDER, FIRST_ORDER = 1e-14, 1e-8  # Newton decrements at which a fit has converged
+_STATE = "openreml_nn"
+
+
+class REMLModule(L.LightningModule):
+    r"""Fits y ~ N(Xβ, V(θ)) by restricted or full maximum likelihood; the loss is −ℓ(θ), with its constants.
+
+    Args:
+        covariance: Covariance V of the observations, shape (n, n).
+        objective: ``"REML"``, ``"ML"``, or a class of objectives.
+        solver: ``"auto"``, the name of a solver, or a solver.
+        direction: Information matrix of the steps; average information by default.
+        control: Step control of `AverageInformation`; a trust region by default.
+        tolerance: Newton decrement at which the fit has converged; 1e-14, or 1e-8 with another optimizer.
+        start: Where a fit starts: ``"data"``: from the least-squares residual variance; ``"current"``: at V's own
+            thetas; ``"auto"``: from the data if V's thetas are all at their raw default 0, else V's own; or raw thetas.
+        optimizer: Makes another optimizer from the parameters that are not fixed, such as ``torch.optim.LBFGS``.
+        rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
+
+    Attributes:
+        history: Progress after each step.
+
+    Example:
+        >>> from openreml_nn.lightning import MixedModelDataModule, REMLModule
+        >>> data = MixedModelDataModule("john_alpha", "yield ~ rep", ["gen", "rep:block"])
+        >>> module = REMLModule(data.covariance, objective="ML")
+    """
+
+    def __init__(
+        self,
+        covariance: Matrix,
+        objective: Literal["REML", "ML"] | type[Objective] = "REML",
+        solver: str | Solver = "auto",
+        direction: Direction | None = None,
+        control: StepControl | None = None,
+        tolerance: float | None = None,
+        start: Literal["auto", "data", "current"] | list[float] | Tensor = "auto",
+        optimizer: Callable[[Iterable], Optimizer] | None = None,
+        rank: Literal["drop", "error"] = "drop",
+    ) -> None:
+        super().__init__()
+        plain = {"objective": objective, "solver": solver, "tolerance": tolerance, "start": start, "rank": rank}
+        names = [name for name, value in plain.items() if isinstance(value, (str, float, int))]
+        self.save_hyperparameters(*names, logger=False)
+        if isinstance(objective, str) and objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be 'REML', 'ML' or a class of objectives, got {objective!r}.")
+        kind = OBJECTIVES[objective] if isinstance(objective, str) else objective
+        self.objective = kind(covariance, solver)
+        self.direction, self.control = direction or Average(), control
+        self.tolerance = tolerance or (SECOND_ORDER if optimizer is None else FIRST_ORDER)
+        self.start = torch.tensor(start, dtype=torch.float64) if isinstance(start, (list, tuple)) else start
+        self.make_optimizer, self.rank = optimizer, rank
+        self.history: list[Progress] = []
+        self._fitted: Batch | None = None
+        self._problem: Problem | None = None
+        self._x_names: list[str] = []
+        self._evaluation: Evaluation | None = None
+        self._theta, self._information = covariance.theta.detach(), np.zeros((0, 0))
+        self._resumed: dict[str, Any] = {}
+        self._trials, self._began, self._seconds = 0, math.nan, 0.0
+
+    # ---- what a caller reads -----------------------------------------------------------------------------------------
+
+    @property
+    def covariance(self) -> Matrix:
+        """V, the covariance of the observations."""
+        return self.objective.V
+
+    @property
+    def progress(self) -> Progress | None:
+        """Where the fit stands after its last step."""
+        return self.history[-1] if self.history else None
+
+    @property
+    def ended(self) -> str:
+        """Why the fit has ended; empty while it goes on."""
+        if not free_index(self.covariance):
+            return ALL_FIXED
+        return self.history[-1].reason if self.history and self.history[-1].done else ""
+
+    def result(self) -> FitResult:
+        """The fit at the present thetas, the same object that `openreml_nn.fit` gives.
+
+        Raises:
+            ValueError: The module has seen no data.
+        """
+        if self._problem is None:
+            raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
+        with torch.inference_mode(False), torch.no_grad():
+            evaluation = self._problem.evaluate(self.covariance.theta.detach())
+            return build_result(self.objective, evaluation, self.history, self._x_names, self._seconds)
+
+    def natural_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Estimates and standard errors of the variance parameters after the last step, as ``natural_names`` are."""
+        V, k = self.covariance, self.covariance.num_params
+        held, free = np.zeros(k, dtype=int), free_index(V)
+        if self.progress is None:
+            return V.natural(V.theta.detach()).cpu().numpy(), np.full(len(V.natural_names), math.nan)
+        held[free] = self.progress.held
+        return natural_scale(V, self._theta, theta_covariance(V, held, self._information), held.tolist())[:2]
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer:
+        V = self.covariance
+        if self.make_optimizer is not None and free_index(V):
+            return self.make_optimizer([p for p in V.theta_parameters() if p.requires_grad])
+        return AverageInformation(
+            V.theta_parameters(),
+            information=self._current_information,
+            geometry=lambda: Geometry.of(V),
+            control=self.control,
+            tolerance=self.tolerance,
+        )
+
+    def on_fit_start(self) -> None:
+        self._fitted = self._problem = self._evaluation = None
+        self._began = time.perf_counter()
+
+    def on_train_start(self) -> None:
+        if self.trainer.global_step == 0:
+            self.history, self._resumed, self._seconds = [], {}, 0.0
+        self._began -= self._seconds
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._prepare(Batch.of(batch)) and self.trainer.global_step == 0:
+            self.covariance.set_theta(start_theta(self._problem, self.start))  # type: ignore[arg-type]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self._evaluation = None  # freed before the next one is made
+        self._evaluation = self._problem.evaluate()  # type: ignore[union-attr]
+        self._trials += 1
+        return -self.objective.loglik(self._evaluation)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:
+            loss.backward(*args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if not free_index(self.covariance):
+            optimizer_closure()
+        else:
+            before, self._trials = self.covariance.theta.detach(), 0
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            inner = getattr(optimizer, "optimizer", optimizer)
+            self.history.append(self._own(inner) if isinstance(inner, AverageInformation) else self._foreign(before))
+        self._seconds = time.perf_counter() - self._began
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.progress is not None:
+            values = {"loglik": self.progress.loglik, "score_norm": self.progress.score_norm}
+            tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+            self.log_dict(tensors, prog_bar=True, logger=False, batch_size=1)
+
+    def _own(self, optimizer: AverageInformation) -> Progress:
+        """Progress of `AverageInformation`, which knows it."""
+        self._theta, self._information = self.covariance.theta.detach(), optimizer.information
+        return optimizer.progress
+
+    def _foreign(self, before: Tensor) -> Progress:
+        """Progress of another optimizer: at the thetas that it evaluated last, before it moved them."""
+        V, evaluation = self.covariance, self._evaluation
+        assert evaluation is not None
+        H = self._information = self._current_information().detach().cpu().numpy()
+        self._theta = evaluation.theta.detach()
+        free = [p for p in V.theta_parameters() if p.requires_grad]
+        g = -torch.cat([p.grad if p.grad is not None else torch.zeros_like(p) for p in free]).cpu().numpy()
+        decrement = newton_decrement(H, g)
+        done = decrement <= self.tolerance
+        return Progress(
+            iteration=len(self.history) + 1,
+            loglik=float(self.objective.loglik(evaluation)),
+            score_norm=float(np.linalg.norm(g)),
+            decrement=decrement,
+            step_norm=float((V.theta.detach() - before).norm()),
+            step_length=math.nan,
+            trials=self._trials,
+            condition=float(np.linalg.cond(H)),
+            held=(0,) * len(g),
+            done=done,
+            converged=done,
+            reason="the score is zero" if done else "",
+        )
+
+    def _current_information(self) -> Tensor:
+        assert self._evaluation is not None
+        return self.direction.information(self.objective, self._evaluation)
+
+    # ---- the data ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, batch: Batch) -> bool:
+        """Prepare the problem of a batch; False if it is the one that is there already."""
+        if self._fitted is not None and self._fitted.same_as(batch):
+            return False
+        if self._fitted is not None and self.trainer.training:
+            raise ValueError(
+                "`REMLModule` got a second batch with other data. A mixed model is fitted to all records at once: "
+                "use `MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one pair (y, X)."
+            )
+        self._check_resumed(batch)
+        self._problem = self.objective.prepare(batch.y, batch.X, rank=self.rank)
+        self._x_names = column_names(self._problem, batch.X, batch.x_names)
+        warn_of_aliased(self._problem, self._x_names)
+        self._fitted = batch
+        return True
+
+    def _check_resumed(self, batch: Batch) -> None:
+        """Raise a ValueError where a fit would go on with other data than it began with."""
+        before = self._resumed.get("data")
+        if self.trainer.training and self.trainer.global_step and before not in (None, _fingerprint(batch)):
+            raise ValueError("The checkpoint is of a fit to other data, so that the fit cannot go on from it.")
+
+    # ---- validation and prediction -----------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self._prepare(Batch.of(batch))
+            theta = self.covariance.theta.detach().requires_grad_()
+            loglik = self.objective.loglik(self._problem.evaluate(theta))  # type: ignore[union-attr]
+            (score,) = torch.autograd.grad(loglik, theta)
+        free = free_index(self.covariance)
+        values = {"val/loglik": loglik.detach(), "val/score_norm": score[free].norm()}
+        if isinstance(batch, NewRowsBatch) and batch.y is not None:
+            values |= self._errors(batch.y, batch)
+        self.log_dict(values, batch_size=1)
+
+    def _errors(self, y: Tensor, batch: NewRowsBatch) -> dict[str, Tensor]:
+        """Error of predictions, and their negative log density where the residual variance of a new row is known."""
+        result = self.result()
+        predicted = torch.from_numpy(result.predict(batch.X, batch.Z).to_numpy()).to(y)
+        mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.residual_variance
+        values = {"val/rmse": mean_squared_error(mean, y, squared=False)}
+        if torch.allclose(residual, residual[0]):
+            values["val/nlpd"] = gaussian_nll_loss(mean, y, variance + residual[0], full=True, eps=0.0)
+        return values
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Predictions for new rows: their table with ``new_levels``, ``prediction`` and ``std_error`` of Xβ + Zu."""
+        if not isinstance(batch, NewRowsBatch):
+            raise TypeError("`REMLModule` predicts new rows: give `MixedModelDataModule` a `predict_table`.")
+        with torch.inference_mode(False), torch.no_grad():
+            self._prepare(batch.fitted)
+            predicted = self.result().predict(batch.X, batch.Z)
+        return pd.concat([batch.table, predicted.set_axis(batch.table.index)], axis=1)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_STATE] = {
+            "parameters": self.covariance.param_names,
+            "history": [asdict(progress) for progress in self.history],
+            "seconds": self._seconds,
+            "data": None if self._fitted is None else _fingerprint(self._fitted),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get(_STATE, {})
+        before, names = self._resumed.get("parameters"), self.covariance.param_names
+        if before not in (None, names):
+            raise ValueError(f"The checkpoint is of another model: it has the parameters {before}, this one {names}.")
+        self.history = [Progress(**progress) for progress in self._resumed.get("history", [])]
+        self._seconds = self._resumed.get("seconds", 0.0)
+
+
+def _fingerprint(batch: Batch) -> str:
+    """A digest of the numbers of a batch."""
+    digest = hashlib.sha256()
+    for values in (batch.y, batch.X):
+        if values is not None:
+            digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
