@@ -164,6 +164,15 @@ class Matrix(nn.Module, ABC):
         """
         return [1.0 if t is not None and t.image == (0.0, math.inf) else 0.0 for t in self._transforms()]
 
+    @property
+    def mirrors(self) -> dict[int, list[int]]:
+        """For a parameter that may cross zero only in another's stead: the raw parameters that then change sign.
+
+        The diagonal of a triangular factor is positive, and the factor with a column times −1 is the same matrix; so
+        the entries below a diagonal entry are its mirrors. Empty by default.
+        """
+        return {}
+
     def rescale(self, params: Tensor, factor: float) -> Tensor:
         """Raw thetas at which the matrix is ``factor`` times the one at ``params``; ``params`` if it has no scale."""
         out = params.detach().clone()

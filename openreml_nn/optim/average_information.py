@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
 from openreml_nn.optim.geometry import Geometry
 from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
-PUSHED = 10.0  # raw step towards a boundary: a standard deviation falls by a factor of exp(10)
-NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is on, its boundary
-SLOPE = 1e-4  # g²/d, free of the scale of a parameter, above which its score has a direction
 DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of parameters that can be told apart
 
 
-_ARRAYS = {"origin": float, "score": float, "information": float, "units": float, "held": int, "finite": bool}
+_ARRAYS = {
+    "origin": float, "score": float, "information": float, "units": float, "held": int, "finite": bool, "mirrors": bool
+}  # fmt: skip
 
 
 class ConfoundedParameters(ValueError):
@@ -160,7 +160,7 @@ class AverageInformation(torch.optim.Optimizer):
             theta=self._gather(), origin=self._gather().to(torch.float64).cpu().numpy(), loss=loss,
             score=self._score(), information=self._checked_information(k),
             held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
-            finite=np.stack([geometry.finite_below, geometry.finite_above]), names=geometry.names,
+            finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors, names=geometry.names,
             iteration=0, step_norm=0.0, step_length=0.0, trials=1,
             done=False, converged=False, reason="",
         )  # fmt: skip
@@ -168,87 +168,66 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _advance(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
         """Try steps until one is accepted, or none is left to try."""
-        units, theta = s["units"], s["theta"]
+        units, theta, free = s["units"], s["theta"], s["held"] == 0
         g, H = s["score"] * units, s["information"] * np.outer(units, units)
-        full = _embed(newton_step(H[np.ix_(s["held"] == 0, s["held"] == 0)], g[s["held"] == 0]), s["held"] == 0)
-        push = self._push(s, g, H)
+        candidates = leaps(self._place(s))
         trials = 0
         while True:
-            step, promised = self._trial(s, g, H, push)
-            length, trials = float(np.linalg.norm(step[push == 0])), trials + 1
+            leap = candidates.pop(0) if candidates else None
+            step, promised = self._trial(s, g, H, leap)
+            length, trials = float(np.linalg.norm(step)), trials + 1
             new = theta + torch.from_numpy(step * units).to(theta)
+            if leap is not None:
+                new = new * torch.from_numpy(leap.signs).to(new)
             self._write(new, None)
             loss = _loss_or_inf(closure)
             gain = s["loss"] - loss
             seen = promised > ROUNDING * max(1.0, abs(loss))
             if gain > 0 if seen else gain > -ROUNDING * max(1.0, abs(loss)):
                 score, information = self._score(), self._checked_information(len(g))
-                free = s["held"] == 0
                 if seen or newton_decrement(information[np.ix_(free, free)], score[free]) < newton_decrement(
                     s["information"][np.ix_(free, free)], s["score"][free]
                 ):
                     break
-            if not push.any():
+            if leap is None:
                 radius = self.control.after_rejection(s["radius"], length)
                 if radius is None or not seen or trials > 60:
                     self._stop_without_step(s, seen)
                     return
                 s["radius"] = radius
-            push = np.zeros_like(push)  # a boundary was wrong: go on without it
-        norm_full = float(np.linalg.norm(full))
-        s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
+        if leap is None:
+            s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
+        full = float(np.linalg.norm(newton_step(H[np.ix_(free, free)], g[free])))
         s.update(
             theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
-            step_norm=float(np.linalg.norm(step)), trials=trials,
-            step_length=float(np.linalg.norm(step)) / norm_full if norm_full > 0 else 0.0,
+            step_norm=length, trials=trials, step_length=length / full if full > 0 else 0.0,
         )  # fmt: skip
         self._judge(s)
 
-    def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, push: np.ndarray) -> tuple[np.ndarray, float]:
+    def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, leap: Leap | None) -> tuple[np.ndarray, float]:
         """A step in units of the parameters, and the gain in ℓ that the model promises for it."""
-        free = (s["held"] == 0) & (push == 0)
+        leapt, gain = (np.zeros(len(g)), 0.0) if leap is None else (leap.step, leap.promised)
+        free = (s["held"] == 0) & (leapt == 0)
         inner = np.ix_(free, free)
         own = self.control.step(H[inner], g[free], s["radius"]) if free.any() else np.zeros(0)
-        promised = float(g[free] @ own - 0.5 * own @ H[inner] @ own)
-        away, back = np.abs(push) == PUSHED, (push != 0) & (np.abs(push) != PUSHED)
-        promised += 0.5 * float(np.abs(g[away]).sum() + (g[back] ** 2 / H.diagonal()[back]).sum())
-        return _embed(own, free) + push, promised
+        return _embed(own, free) + leapt, gain + float(g[free] @ own - 0.5 * own @ H[inner] @ own)
 
     # ---- boundaries and the end ------------------------------------------------------------------------------------------------
 
-    def _flat(self, s: dict[str, Any], flat: float) -> tuple[np.ndarray, np.ndarray]:
-        """Free parameters that hardly change ℓ any more: −1 or 1 if they run to an end, and if they come back from one.
-
-        Where a variance is next to nothing its score is small also if it points upwards, so the side on which a
-        parameter is from its start tells which of the two it is.
-        """
-        g, d = s["score"] * s["units"], s["information"].diagonal() * s["units"] ** 2
-        way = np.sign(g) * ((s["held"] == 0) & (np.abs(g) < flat) & (d < flat) & (g**2 > SLOPE * d))
-        came = way * (s["theta"].to(torch.float64).cpu().numpy() - s["origin"])
-        below, above = s["finite"]
-        ahead, behind = np.where(way < 0, below, above), np.where(way < 0, above, below)
-        runs = (came > 0) | ((came == 0) & ahead)
-        return way * runs, way * (~runs & behind)
-
-    def _push(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray) -> np.ndarray:
-        """Steps of parameters near a finite boundary, where ℓ is flat and no quadratic; 0 for all others.
-
-        Outwards a long step. Inwards the Newton step of the natural parameter v = exp(2θ), v + g/(2θ-slopes) …
-        """
-        runs, returns = self._flat(s, NEAR)
-        below, above = s["finite"]
-        d = H.diagonal()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            back = np.where(returns != 0, 0.5 * np.log1p(np.abs(g) / d), 0.0)
-        return PUSHED * np.where(np.where(runs < 0, below, above), runs, 0.0) + returns * back
+    def _place(self, s: dict[str, Any]) -> Place:
+        units, theta = s["units"], s["theta"].to(torch.float64).cpu().numpy()
+        return Place(
+            g=s["score"] * units, d=s["information"].diagonal() * units**2, moved=theta - s["origin"], held=s["held"],
+            finite=s["finite"], mirrors=s["mirrors"] & (np.abs(theta) > 1e-6 * units),
+        )  # fmt: skip
 
     def _judge(self, s: dict[str, Any]) -> None:
         """Hold and release parameters, and end where nothing is left to gain."""
-        g, d = s["score"], s["information"].diagonal()
-        (at, _), inwards = self._flat(s, AT), (s["held"] != 0) & (g * s["held"] < 0) & (g**2 > SLOPE * d)
-        s["held"] = np.where(inwards, 0, np.where(at != 0, at, s["held"])).astype(int)
+        place = self._place(s)
+        at, _ = place.flat(AT)
+        s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
-        if newton_decrement(s["information"][np.ix_(free, free)], g[free]) <= self.tolerance:
+        if newton_decrement(s["information"][np.ix_(free, free)], s["score"][free]) <= self.tolerance:
             self._end(s, "the score is zero")
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:

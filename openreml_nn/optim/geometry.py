@@ -20,18 +20,22 @@ class Geometry:
             deviation of its level for a loading or a Cholesky entry.
         finite_below: Whether the natural parameter has a finite limit where the raw one falls without bound.
         finite_above: Likewise where it rises without bound.
+        mirrors: Whether the column of parameter i, a diagonal entry of a triangular factor, holds parameter j too,
+            shape (k, k): where i crosses zero j changes sign.
         names: Names for messages.
     """
 
     units: np.ndarray
     finite_below: np.ndarray
     finite_above: np.ndarray
+    mirrors: np.ndarray
     names: list[str]
 
     @classmethod
     def plain(cls, k: int) -> "Geometry":
         """k parameters about which nothing is known."""
-        return cls(np.ones(k), np.zeros(k, dtype=bool), np.zeros(k, dtype=bool), [f"theta_{i}" for i in range(k)])
+        no = np.zeros((k, k), dtype=bool)
+        return cls(np.ones(k), no.any(axis=0), no.any(axis=0), no, [f"theta_{i}" for i in range(k)])
 
     @classmethod
     def of(cls, V: Matrix) -> "Geometry":
@@ -39,7 +43,10 @@ class Geometry:
         theta = V.theta.detach()
         k = V.num_params
         units, below, above = np.ones(k), np.zeros(k, dtype=bool), np.zeros(k, dtype=bool)
+        mirrors = np.zeros((k, k), dtype=bool)
         for _, leaf, index in V.leaves():
+            for i, column in leaf.mirrors.items():
+                mirrors[index[i], [index[j] for j in column]] = True
             with torch.no_grad():
                 size = float(leaf.diagonal(theta[index]).abs().mean()) if leaf.shape[0] == leaf.shape[1] else 1.0
             for i, t, power in zip(index, leaf._transforms(), leaf.scale_powers, strict=True):
@@ -50,7 +57,7 @@ class Geometry:
         fixed = set(V.no_grad_index)
         free = [i for i in range(k) if i not in fixed]
         names = short_names(V.param_names)
-        return cls(units[free], below[free], above[free], [names[i] for i in free])
+        return cls(units[free], below[free], above[free], mirrors[np.ix_(free, free)], [names[i] for i in free])
 
     def named(self, which: Sequence[int]) -> str:
         """Names of some parameters, for a message."""

@@ -83,6 +83,11 @@ class UnstructuredMatrix(Matrix):
     def scale_powers(self) -> list[float]:
         return [0.5] * self.num_params
 
+    @property
+    def mirrors(self) -> dict[int, list[int]]:
+        place = {(i, j): i * (i + 1) // 2 + j for i in range(self.shape[0]) for j in range(i + 1)}
+        return {k: [place[i, j] for i in range(j + 1, self.shape[0])] for (r, j), k in place.items() if r == j}
+
 
 def _cholesky_rows(start: Any, size: int) -> Tensor:
     V = torch.as_tensor(start, dtype=torch.float64)

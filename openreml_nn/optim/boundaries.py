@@ -1,0 +1,97 @@
+"""Parameters near an end of their scale, where a likelihood is flat in the raw parameter and no quadratic at all.
+
+A variance that falls to zero, its raw parameter without bound, still has a direction: g²/d, score and information of
+the one parameter, does not depend on the scale, and at zero it is that of the natural parameter.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PUSHED = 10.0  # raw step towards an end: a standard deviation falls by a factor of exp(10)
+NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is at, an end
+SLOPE = 1e-4  # g²/d above which a score has a direction
+CROSSED = 2.0  # a Newton step of a diagonal entry this many times its own size leads through zero
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where k parameters are; scores and information in their units.
+
+    Attributes:
+        g: Score, shape (k,).
+        d: Diagonal of the information.
+        moved: Way from the start.
+        held: −1 or 1 for a parameter held at its lower or upper end, else 0.
+        finite: Whether the natural parameter has a finite lower and upper limit, shape (2, k).
+        mirrors: Element (i, j) tells that parameter j is not zero and changes sign when i is led through zero.
+    """
+
+    g: np.ndarray
+    d: np.ndarray
+    moved: np.ndarray
+    held: np.ndarray
+    finite: np.ndarray
+    mirrors: np.ndarray
+
+    def flat(self, bound: float) -> tuple[np.ndarray, np.ndarray]:
+        """Free parameters that hardly change ℓ: −1 or 1 where they run to an end, and where they come back from one.
+
+        Where a variance is next to nothing its score is small also if it points upwards: on which side of its start a
+        parameter is tells which of the two it is.
+        """
+        small = (np.abs(self.g) < bound) & (self.d < bound) & (self.held == 0) & ~self.mirrors.any(axis=1)
+        way = np.sign(self.g) * (small & (self.g**2 > SLOPE * self.d))
+        onwards = way * self.moved
+        runs = (onwards > 0) | ((onwards == 0) & self._finite(way))
+        return way * runs, way * (~runs & self._finite(-way))
+
+    def inwards(self) -> np.ndarray:
+        """Whether the score of a held parameter points away from its end."""
+        return (self.held != 0) & (self.g * self.held < 0) & (self.g**2 > SLOPE * self.d)
+
+    def _finite(self, way: np.ndarray) -> np.ndarray:
+        return np.where(way < 0, *self.finite)
+
+
+@dataclass(frozen=True)
+class Leap:
+    """Steps of single parameters that a quadratic model would not make; 0 for all others.
+
+    Attributes:
+        step: Shape (k,).
+        signs: Factors ±1 of all parameters after the step, shape (k,).
+        promised: Expected gain in ℓ.
+    """
+
+    step: np.ndarray
+    signs: np.ndarray
+    promised: float
+
+
+def leaps(place: Place) -> list[Leap]:
+    """What to try before an ordinary step, most promising first."""
+    return [leap for leap in (_through_zero(place), _to_ends_and_back(place)) if leap.step.any()]
+
+
+def _through_zero(place: Place) -> Leap:
+    """Lead diagonal entries of a triangular factor through zero.
+
+    The diagonal entry exp(θ) is positive, but the column times −1 is the same matrix: where Newton's step of the entry,
+    exp(θ) (1 + g/d), is negative, the entry takes its size and the rest of the column the other sign.
+    """
+    g, d = place.g, np.maximum(place.d, np.finfo(float).tiny)
+    cross = place.mirrors.any(axis=1) & (place.held == 0) & (g < -CROSSED * d) & (g**2 > SLOPE * d)
+    step = np.where(cross, np.log(np.maximum(np.abs(g) / d - 1.0, 1.0)), 0.0)
+    signs = np.prod(np.where(place.mirrors & cross[:, None], -1.0, 1.0), axis=0)
+    return Leap(step, signs, 0.5 * float((g**2 / d)[cross].sum()))
+
+
+def _to_ends_and_back(place: Place) -> Leap:
+    """Towards a finite end a long step; back from one Newton's step of the natural parameter exp(2θ), half of it."""
+    g, d = place.g, np.maximum(place.d, np.finfo(float).tiny)
+    runs, returns = place.flat(NEAR)
+    runs = runs * place._finite(runs)
+    step = PUSHED * runs + 0.5 * returns * np.log1p(np.abs(g) / d)
+    promised = 0.5 * float(np.abs(g[runs != 0]).sum() + (g**2 / d)[returns != 0].sum())
+    return Leap(step, np.ones(len(g)), promised)
