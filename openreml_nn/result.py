@@ -14,7 +14,7 @@ from openreml_nn.covariance import Matrix, Sum
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
-from openreml_nn.solvers import Evaluation
+from openreml_nn.solvers import Evaluation, RandomTerm, random_terms
 from openreml_nn.summary import aligned_text, variance_text
 
 
@@ -169,7 +169,7 @@ class FitResult:
         Raises:
             KeyError: V has no random term of this name.
         """
-        terms = likelihood.random_terms(self.V, self.theta)
+        terms = random_terms(self.V, self.theta)
         names = [t.name for t in terms]
         if term is not None and term not in names:
             raise KeyError(f"There is no random term {term!r}; there are {names}.")
@@ -177,7 +177,7 @@ class FitResult:
         columns = ["term", "effect", "level", "blup", "pev"]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
-    def _blup_table(self, term: likelihood.RandomTerm) -> pd.DataFrame:
+    def _blup_table(self, term: RandomTerm) -> pd.DataFrame:
         effects, levels = ["(Intercept)"], [str(i) for i in range(term.G.shape[0])]
         if isinstance(term.Z, IncidenceMatrix):
             effects, levels = term.Z.effects, term.Z.levels
@@ -194,7 +194,7 @@ class FitResult:
     @property
     def residual_variance(self) -> Tensor:
         """Variance of each observation that is not in a random term, shape (n,)."""
-        random = {term.name for term in likelihood.random_terms(self.V, self.theta)}
+        random = {term.name for term in random_terms(self.V, self.theta)}
         named = [("", self.V, self.theta)]
         if isinstance(self.V, Sum):
             named = [(name, *part) for name, part in zip(self.V.operand_names, self.V.parts(self.theta), strict=True)]

@@ -1,19 +1,16 @@
 """The formulas of mixed models, each once, on an evaluation (an index)."""
 
 from openreml_nn.likelihood.effects import (
-    RandomTerm,
     beta,
     beta_cov,
     blup,
     predict,
     prediction_error_variance,
-    random_terms,
 )
 from openreml_nn.likelihood.gaussian import full_loglik, restricted_loglik
 from openreml_nn.likelihood.information import average_information, fisher_information, observed_information
 
 __all__ = [
-    "RandomTerm",
     "average_information",
     "beta",
     "beta_cov",
@@ -23,6 +20,5 @@ __all__ = [
     "observed_information",
     "predict",
     "prediction_error_variance",
-    "random_terms",
     "restricted_loglik",
 ]

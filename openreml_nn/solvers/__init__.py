@@ -4,6 +4,7 @@ from openreml_nn.solvers.auto import SOLVERS, choose_solver
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.dense import DenseSolver
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
+from openreml_nn.solvers.terms import RandomTerm, random_terms
 
 __all__ = [
     "SOLVERS",
@@ -12,7 +13,9 @@ __all__ = [
     "FixedEffects",
     "NotPositiveDefinite",
     "Problem",
+    "RandomTerm",
     "Solver",
     "choose_solver",
     "prepare_fixed_effects",
+    "random_terms",
 ]

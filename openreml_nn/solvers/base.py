@@ -6,12 +6,16 @@ products with P; the likelihood, its information, estimates and predictions are 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.solvers.fixed_effects import FixedEffects
+from openreml_nn.solvers.terms import RandomTerm
+
+COLUMNS_AT_ONCE = 512  # of a matrix of n rows that is made for a diagonal only
 
 
 class NotPositiveDefinite(ValueError):
@@ -22,6 +26,20 @@ class Solver(ABC):
     """How a V is factored. A solver holds options and no data."""
 
     name: str
+
+    @abstractmethod
+    def refusal(self, V: Matrix) -> str | None:
+        """Why this solver cannot take V, in words that say what it needs; None where it can."""
+
+    @abstractmethod
+    def cost(self, V: Matrix) -> str:
+        """What an evaluation of V costs, in words with numbers: ``"n³/3 = 1.2e+05 multiplications"``."""
+
+    def require(self, V: Matrix) -> None:
+        """Raise a ValueError where this solver cannot take V."""
+        refusal = self.refusal(V)
+        if refusal is not None:
+            raise ValueError(f"The {self.name} solver cannot take this V: {refusal} Take solver='auto' or 'dense'.")
 
     @abstractmethod
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "Problem":
@@ -75,13 +93,16 @@ class Problem(ABC):
 class Evaluation(ABC):
     """V factored at one θ.
 
+    A solver that works in other coordinates than rows overrides ``working_variates`` together with ``inner``, and
+    ``ZtPy`` and ``explained_variance``, so that nothing of n rows is touched; the defaults follow from ``Py`` and
+    ``inner_diagonal``.
+
     Attributes:
         problem: The problem that was evaluated.
         theta: Raw thetas, shape (k,).
         logdet_V: log|V|, differentiable.
         logdet_XtViX: log|X'V⁻¹X|, differentiable.
         yPy: y'Py, differentiable.
-        Py: P y, shape (n,), not differentiable.
         gamma: Generalised least-squares coefficients of the centred response on the basis U, shape (p,).
         gamma_cov: (U'V⁻¹U)⁻¹, shape (p, p).
     """
@@ -91,9 +112,13 @@ class Evaluation(ABC):
     logdet_V: Tensor
     logdet_XtViX: Tensor
     yPy: Tensor
-    Py: Tensor
     gamma: Tensor
     gamma_cov: Tensor
+
+    @property
+    @abstractmethod
+    def Py(self) -> Tensor:
+        """P y, shape (n,), not differentiable."""
 
     @abstractmethod
     def solve(self, rhs: Tensor) -> Tensor:
@@ -103,25 +128,48 @@ class Evaluation(ABC):
     def project(self, rhs: Tensor) -> Tensor:
         """P ``rhs``, shape (n, m)."""
 
-    @abstractmethod
     def inner(self, rhs: Tensor) -> Tensor:
-        """``rhs``' P ``rhs``, shape (m, m)."""
+        """``rhs``' P ``rhs``, shape (m, m), for columns such as ``working_variates`` gives."""
+        return rhs.mT @ self.project(rhs)
 
-    @abstractmethod
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
-        """The diagonal of ``inner(rhs)``, shape (m,), at the cost of the diagonal."""
+        """The diagonal of ``rhs``' P ``rhs``, shape (m,), for ``rhs`` of n rows."""
+        return (rhs * self.project(rhs)).sum(0)
 
     def working_variates(self) -> Tensor:
         r"""V̇_k P y for each free parameter k, shape (n, k): one forward-mode product, no derivative matrix."""
-        V, theta, Py = self.problem.V, self.theta.detach(), self.Py.detach()[:, None]
-        fixed = set(V.no_grad_index)
-        free = [k for k in range(len(theta)) if k not in fixed]
+        V, Py = self.problem.V, self.Py.detach()[:, None]
+        return along_free(V, self.theta, lambda theta: V.matmul(theta, Py)[:, 0])
+
+    def ZtPy(self, term: RandomTerm) -> Tensor:
+        """Z'Py of a random term, shape (q,)."""
+        return term.Z.rmatmul(term.Z_params, self.Py.detach()[:, None])[:, 0]
+
+    def explained_variance(self, term: RandomTerm) -> Tensor:
+        """The diagonal of G Z'P Z G of a random term, shape (q,): by how much the data narrow its effects."""
+        q, parts = term.G.shape[0], []
+        for first in range(0, q, COLUMNS_AT_ONCE):
+            columns = unit_columns(self.Py, q, first)
+            parts.append(self.inner_diagonal(term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, columns))))
+        return torch.cat(parts)
+
+
+def along_free(V: Matrix, theta: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Derivatives of ``function(θ)``, shape (m,), along each free parameter of V, shape (m, k), by forward mode."""
+    theta = theta.detach()
+    fixed = set(V.no_grad_index)
+    free = [k for k in range(len(theta)) if k not in fixed]
+    with torch.no_grad():
         if not free:
-            return Py.new_zeros((len(Py), 0))
+            return function(theta)[:, None][:, :0]
         directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[free]
+        columns = torch.func.vmap(lambda direction: torch.func.jvp(function, (theta,), (direction,))[1])(directions)
+    return columns.mT
 
-        def variate(direction: Tensor) -> Tensor:
-            return torch.func.jvp(lambda t: V.matmul(t, Py), (theta,), (direction,))[1]
 
-        with torch.no_grad():
-            return torch.func.vmap(variate)(directions)[:, :, 0].mT
+def unit_columns(like: Tensor, size: int, first: int) -> Tensor:
+    """Columns ``first`` to ``first + COLUMNS_AT_ONCE`` of the identity of a size, shape (size, at most that many)."""
+    last = min(first + COLUMNS_AT_ONCE, size)
+    columns = like.new_zeros((size, last - first))
+    columns[first:last] = torch.eye(last - first, dtype=like.dtype, device=like.device)
+    return columns

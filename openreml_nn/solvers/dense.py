@@ -18,7 +18,15 @@ class DenseSolver(Solver):
 
     name = "dense"
 
+    def refusal(self, V: Matrix) -> str | None:
+        return None
+
+    def cost(self, V: Matrix) -> str:
+        n = V.shape[0]
+        return f"n³ = {n**3:.1e} multiplications and {MATRICES_AT_PEAK * 8 * n * n / 2**20:.0f} MiB an evaluation"
+
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "DenseProblem":
+        self.require(V)
         fixed = prepare_fixed_effects(y, X, rank)
         _check_memory(fixed.n, fixed.e.device)
         return DenseProblem(V, fixed)
@@ -51,7 +59,12 @@ class DenseEvaluation(Evaluation):
         except torch.linalg.LinAlgError as error:
             raise NotPositiveDefinite(_where_it_fails(problem, theta)) from error
         self.logdet_V, self.logdet_XtViX, self.yPy = logdet_V, logdet_M + fixed.logdet_RtR, yPy
-        self.L, self.Q, self.Py, self.gamma, self.gamma_cov = L, Q, Py, gamma, gamma_cov
+        self.L, self.Q, self.gamma, self.gamma_cov = L, Q, gamma, gamma_cov
+        self._Py = Py
+
+    @property
+    def Py(self) -> Tensor:
+        return self._Py
 
     def solve(self, rhs: Tensor) -> Tensor:
         return torch.cholesky_solve(rhs, self.L)
