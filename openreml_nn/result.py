@@ -45,7 +45,7 @@ class FitResult:
     x_names: list[str]
     seconds: float = field(default=math.nan, compare=False)
 
-    # ---- numbers -----------------------------------------------------------------------------------------------------------
+    # ---- numbers -----------------------------------------------------------------------------------------------------
 
     @property
     def V(self) -> Matrix:
@@ -92,7 +92,7 @@ class FitResult:
         """−2ℓ + log(n) (p + number of variance parameters), as lme4."""
         return -2.0 * self.loglik + math.log(self.n) * (self.p + self.num_variance_parameters)
 
-    # ---- fixed effects -----------------------------------------------------------------------------------------------------
+    # ---- fixed effects -----------------------------------------------------------------------------------------------
 
     @property
     def beta(self) -> Tensor:
@@ -117,7 +117,7 @@ class FitResult:
         names = [self.x_names[i] for i in self.evaluation.problem.fixed.kept]
         return pd.DataFrame({"name": names, "estimate": estimate, "std_error": se, "z": estimate / se})
 
-    # ---- variance parameters -------------------------------------------------------------------------------------------------
+    # ---- variance parameters -----------------------------------------------------------------------------------------
 
     @property
     def variance(self) -> pd.DataFrame:
@@ -158,7 +158,7 @@ class FitResult:
             column += [first, *[math.nan] * (rows - 1)][:rows]
         return column
 
-    # ---- random effects ----------------------------------------------------------------------------------------------------
+    # ---- random effects ----------------------------------------------------------------------------------------------
 
     def blup(self, term: str | None = None) -> pd.DataFrame:
         """Predictions of the random effects: term, effect, level, blup, pev (prediction error variance).
@@ -212,7 +212,7 @@ class FitResult:
         mean, variance = likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z or {})
         return pd.DataFrame({"prediction": mean.cpu().numpy(), "std_error": variance.clamp(min=0).sqrt().cpu().numpy()})
 
-    # ---- text ----------------------------------------------------------------------------------------------------------------
+    # ---- text --------------------------------------------------------------------------------------------------------
 
     def summary(self) -> str:
         """The fit as a text: likelihood, how it ended, variance parameters, fixed effects."""

@@ -29,7 +29,7 @@ def average_information(evaluation: Evaluation) -> Tensor:
 
 
 def fisher_information(evaluation: Evaluation) -> Tensor:
-    r"""Expected information of the restricted likelihood, ½ tr(P V̇_k P V̇_j); forms one n × n matrix for each parameter."""
+    r"""Expected information of the restricted likelihood, ½ tr(P V̇_k P V̇_j); one n × n matrix a parameter."""
     V, theta = evaluation.problem.V, evaluation.theta.detach()
     directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[free_index(evaluation)]
     PV = [evaluation.project(torch.func.jvp(V.build, (theta,), (d,))[1]) for d in directions]

@@ -75,7 +75,7 @@ class AverageInformation(torch.optim.Optimizer):
     Args:
         params: Parameters, each of any shape; those with ``requires_grad`` are moved.
         information: Gives the (k, k) information at the thetas of the closure's last call.
-        geometry: What is known of the k parameters, or a function that gives it before the first step.
+        geometry: What is known of the k parameters, or a function that gives it at their present values.
         control: Step control.
         tolerance: Newton decrement at which the fit has converged.
 
@@ -104,7 +104,7 @@ class AverageInformation(torch.optim.Optimizer):
         self.control = control or TrustRegion()
         self.tolerance = tolerance
 
-    # ---- what a caller reads -----------------------------------------------------------------------------------------------
+    # ---- what a caller reads -----------------------------------------------------------------------------------------
 
     @property
     def progress(self) -> Progress:
@@ -127,7 +127,7 @@ class AverageInformation(torch.optim.Optimizer):
         """The information at the present thetas, shape (k, k)."""
         return np.array(self._memory()["information"])
 
-    # ---- a step ------------------------------------------------------------------------------------------------------------
+    # ---- a step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Tensor:  # type: ignore[override]
@@ -155,7 +155,7 @@ class AverageInformation(torch.optim.Optimizer):
         loss = _number(closure())
         if not np.isfinite(loss):
             raise ValueError(f"The objective is {loss} at the start values; give others.")
-        geometry = self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
+        geometry = self._geometry_now(k)
         s.update(
             theta=self._gather(), origin=self._gather().to(torch.float64).cpu().numpy(), loss=loss,
             score=self._score(), information=self._checked_information(k),
@@ -201,6 +201,7 @@ class AverageInformation(torch.optim.Optimizer):
         s.update(
             theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
             step_norm=length, trials=trials, step_length=length / full if full > 0 else 0.0,
+            units=self._geometry_now(len(g)).units,
         )  # fmt: skip
         self._judge(s)
 
@@ -212,7 +213,7 @@ class AverageInformation(torch.optim.Optimizer):
         own = self.control.step(H[inner], g[free], s["radius"]) if free.any() else np.zeros(0)
         return _embed(own, free) + leapt, gain + float(g[free] @ own - 0.5 * own @ H[inner] @ own)
 
-    # ---- boundaries and the end ------------------------------------------------------------------------------------------------
+    # ---- boundaries and the end --------------------------------------------------------------------------------------
 
     def _place(self, s: dict[str, Any]) -> Place:
         units, theta = s["units"], s["theta"].to(torch.float64).cpu().numpy()
@@ -255,7 +256,7 @@ class AverageInformation(torch.optim.Optimizer):
             reason = f"{reason}, on the boundary of {', '.join(names[s['held'] != 0])}"
         s.update(done=True, converged=not runs_off.any(), reason=reason)
 
-    # ---- checkpoints: plain tensors on the way out, arrays on the way in ---------------------------------------------------------
+    # ---- checkpoints: plain tensors on the way out, arrays on the way in ---------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -273,7 +274,7 @@ class AverageInformation(torch.optim.Optimizer):
                 if key in memory:
                     memory[key] = memory[key].detach().cpu().numpy().astype(kind)
 
-    # ---- parameters as one vector -------------------------------------------------------------------------------------------------
+    # ---- parameters as one vector ------------------------------------------------------------------------------------
 
     def _moved(self) -> list[nn.Parameter]:
         return [p for p in self.param_groups[0]["params"] if p.requires_grad]
@@ -289,6 +290,9 @@ class AverageInformation(torch.optim.Optimizer):
         moved = self._moved()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
         return -torch.cat([g.reshape(-1) for g in grads]).to(torch.float64).cpu().numpy()
+
+    def _geometry_now(self, k: int) -> Geometry:
+        return self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
 
     def _checked_information(self, k: int) -> np.ndarray:
         H = self._information().detach().to(torch.float64).cpu().numpy()

@@ -90,7 +90,7 @@ def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop"
         e, a = e - U @ c, a + c
     e = e + shift * (outside - outside.detach())
     if not bool(e.detach().abs().max() > 1e-13 * y.detach().abs().max()):
-        raise ValueError("The response is constant, or the fixed effects fit it exactly: nothing is left to estimate from.")
+        raise ValueError("The response is constant, or the fixed effects fit it exactly: no variance is left.")
     ols = torch.linalg.solve_triangular(R, a[:, None], upper=True)[:, 0] + shift * constant
     return FixedEffects(U, R, e, kept, aliased, ols)
 
