@@ -207,6 +207,8 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, leap: Leap | None) -> tuple[np.ndarray, float]:
         """A step in units of the parameters, and the gain in ℓ that the model promises for it."""
+        if leap is not None and leap.alone:
+            return leap.step, leap.promised
         leapt, gain = (np.zeros(len(g)), 0.0) if leap is None else (leap.step, leap.promised)
         free = (s["held"] == 0) & (leapt == 0)
         inner = np.ix_(free, free)

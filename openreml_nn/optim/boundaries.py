@@ -11,6 +11,7 @@ import numpy as np
 PUSHED = 10.0  # raw step towards an end: a standard deviation falls by a factor of exp(10)
 NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is at, an end
 SLOPE = 1e-4  # g²/d above which a score has a direction
+FARTHEST = 2.0  # raw step of an entry that is led through zero, at most
 CROSSED = 2.0  # a Newton step of a diagonal entry this many times its own size leads through zero
 
 
@@ -40,11 +41,11 @@ class Place:
         Where a variance is next to nothing its score is small also if it points upwards: on which side of its start a
         parameter is tells which of the two it is.
         """
-        small = (np.abs(self.g) < bound) & (self.d < bound) & (self.held == 0) & ~self.mirrors.any(axis=1)
+        small = (np.abs(self.g) < bound) & (self.d < bound) & (self.held == 0)
         way = np.sign(self.g) * (small & (self.g**2 > SLOPE * self.d))
         onwards = way * self.moved
         runs = (onwards > 0) | ((onwards == 0) & self._finite(way))
-        return way * runs, way * (~runs & self._finite(-way))
+        return way * (runs & ~self.mirrors.any(axis=1)), way * (~runs & self._finite(-way))
 
     def inwards(self) -> np.ndarray:
         """Whether the score of a held parameter points away from its end."""
@@ -62,11 +63,13 @@ class Leap:
         step: Shape (k,).
         signs: Factors ±1 of all parameters after the step, shape (k,).
         promised: Expected gain in ℓ.
+        alone: Whether the other parameters stay where they are.
     """
 
     step: np.ndarray
     signs: np.ndarray
     promised: float
+    alone: bool = False
 
 
 def leaps(place: Place) -> list[Leap]:
@@ -82,9 +85,9 @@ def _through_zero(place: Place) -> Leap:
     """
     g, d = place.g, np.maximum(place.d, np.finfo(float).tiny)
     cross = place.mirrors.any(axis=1) & (place.held == 0) & (g < -CROSSED * d) & (g**2 > SLOPE * d)
-    step = np.where(cross, np.log(np.maximum(np.abs(g) / d - 1.0, 1.0)), 0.0)
+    step = np.where(cross, np.clip(np.log(np.maximum(np.abs(g) / d - 1.0, 1.0)), 1e-3, FARTHEST), 0.0)
     signs = np.prod(np.where(place.mirrors & cross[:, None], -1.0, 1.0), axis=0)
-    return Leap(step, signs, 0.5 * float((g**2 / d)[cross].sum()))
+    return Leap(step, signs, 0.5 * float((g**2 / d)[cross].sum()), alone=True)
 
 
 def _to_ends_and_back(place: Place) -> Leap:
