@@ -118,10 +118,19 @@ class Matrix(nn.Module, ABC):
             return None
         return torch.diag_embed(self.diagonal(params).reshape(-1, count).mT)
 
+    def common_block(self, params: Tensor, count: int) -> Tensor | None:
+        """The block that all levels share, shape (s, s), where ``level_blocks`` are all equal; else None."""
+        return None
+
     def sandwich(self, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:
         """Z C Z' for this matrix as Z and a square matrix ``inner`` as C."""
         Z = self.build(params)
         return Z @ inner.matmul(inner_params, Z.mT)
+
+    def sandwich_diagonal(self, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:
+        """The diagonal of Z C Z', shape (rows,)."""
+        Z = self.build(params)
+        return (inner.matmul(inner_params, Z.mT).mT * Z).sum(1)
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:
         """Add Z C Z' to ``out`` in place, as ``add_to`` does."""

@@ -60,6 +60,10 @@ class CovariancePropagation(Operator):
         (Z, z), (G, g) = self.parts(params)
         return Z.matmul(z, G.rmatmul(g, Z.rmatmul(z, rhs)))
 
+    def diagonal(self, params: Tensor) -> Tensor:
+        (Z, z), (G, g) = self.parts(params)
+        return Z.sandwich_diagonal(z, G, g)
+
     @property
     def scale_powers(self) -> list[float]:
         return self._powers_of([1])

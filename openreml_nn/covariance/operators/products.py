@@ -69,6 +69,11 @@ class KroneckerProduct(Operator):
             return super().level_blocks(params, count)
         return last.diagonal(own)[:, None, None] * reduce(torch.kron, [a.build(p) for a, p in front])
 
+    def common_block(self, params: Tensor, count: int) -> Tensor | None:
+        *front, (last, own) = self.parts(params)
+        shared = last.common_block(own, count) if front and last.shape[0] == count else None
+        return None if shared is None else shared * reduce(torch.kron, [a.build(p) for a, p in front])
+
     @property
     def scale_powers(self) -> list[float]:
         return self._powers_of_first()

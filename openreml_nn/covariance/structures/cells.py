@@ -59,6 +59,9 @@ class CellMatrix(IncidenceMatrix):
         known = self._known(part)
         return known[:, None] * part * known
 
+    def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        return inner.diagonal(inner_params)[self._places()] * self._known(inner_params)
+
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""
         blocks = inner.level_blocks(inner_params, len(self.levels)) if self._few_pairs() else None

@@ -54,6 +54,10 @@ class IdentityMatrix(DiagonalStructure):
     def diagonal(self, params: Tensor) -> Tensor:
         return params.new_ones(self.shape[0])
 
+    def common_block(self, params: Tensor, count: int) -> Tensor | None:
+        s, left = divmod(self.shape[0], count)
+        return None if left else torch.eye(s, dtype=params.dtype, device=params.device)
+
 
 class ScalarMatrix(DiagonalStructure):
     r"""V = σ² I: independent levels with one variance.
@@ -78,6 +82,10 @@ class ScalarMatrix(DiagonalStructure):
 
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         return self.trans_params(params) * rhs
+
+    def common_block(self, params: Tensor, count: int) -> Tensor | None:
+        s, left = divmod(self.shape[0], count)
+        return None if left else self.trans_params(params) * torch.eye(s, dtype=params.dtype, device=params.device)
 
 
 class DiagonalMatrix(DiagonalStructure):

@@ -45,6 +45,12 @@ class IncidenceMatrix(Matrix):
         known = (self.codes >= 0).to(like.dtype)
         return known if value is None else known * value
 
+    def effect_values(self, like: Tensor) -> Tensor:
+        """Values of all effects, shape (n, s), 0 in rows of no level."""
+        ones = torch.ones(self.shape[0], dtype=like.dtype, device=self.codes.device)
+        values = [self._value(a, like) for a in range(len(self.effects))]
+        return torch.stack([ones if value is None else value for value in values], dim=1)
+
     def _column(self, effect: int) -> Tensor:
         """Column of Z that holds the value of each row, shape (n,)."""
         return self.codes.clamp(min=0) + effect * len(self.levels)
@@ -84,6 +90,19 @@ class IncidenceMatrix(Matrix):
                 part = part if right is None else part * right
                 total = part if total is None else total + part
         return total  # type: ignore[return-value]
+
+    def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        x, L = self.effect_values(inner_params), len(self.levels)
+        if x.shape[1] == 1:
+            return x[:, 0].square() * inner.diagonal(inner_params)[self._column(0)]
+        blocks = inner.common_block(inner_params, L)
+        if blocks is not None:
+            return ((x @ blocks) * x).sum(1)
+        blocks = inner.level_blocks(inner_params, L)
+        if blocks is None:
+            grid = inner.build(inner_params).reshape(x.shape[1], L, x.shape[1], L)
+            blocks = grid.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
+        return ((x[:, None, :] @ blocks[self.codes.clamp(min=0)])[:, 0] * x).sum(1)
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""

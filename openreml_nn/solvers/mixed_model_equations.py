@@ -1,0 +1,313 @@
+r"""The mixed-model equations, on cross-products: an evaluation whose cost does not depend on n.
+
+V = σ²R₀ + Σ Z G Z' with R₀ diagonal and known. The term with the most levels is eliminated level by level, what remains
+is one dense system for the other terms (the rest), and one for the fixed effects. A zero variance is an ordinary number.
+
+Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates, Mächler, Bolker & Walker (2015), Journal
+of Statistical Software 67(1), and of MixedModels.jl.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, ScalarMatrix
+from openreml_nn.covariance.structures import IncidenceMatrix
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free
+from openreml_nn.solvers.cross_products import CrossProducts, cross_products
+from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
+from openreml_nn.solvers.henderson import Equations
+from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.terms import RandomTerm, operands_of
+
+
+class MixedModelEquationsSolver(Solver):
+    """Solve for effects, not observations: q_T³ an evaluation, q_T the columns of all terms but the largest."""
+
+    name = "mixed_model_equations"
+
+    def refusal(self, V: Matrix) -> str | None:
+        others = [(name, a) for name, a, _ in operands_of(V, V.theta.detach()) if _is_scaled_diagonal(a)]
+        if len(others) != 1:
+            return "it needs exactly one residual σ²I, or σ² times known weights (a `ScalarMatrix` operand of a `Sum`)."
+        for name, operand, own in operands_of(V, V.theta.detach()):
+            if name != others[0][0] and not isinstance(operand, CovariancePropagation):
+                return f"it needs random terms `CovariancePropagation(Z, G)`, and {name!r} is a {type(operand).__name__}."
+            if isinstance(operand, CovariancePropagation) and operand.Z.num_params:
+                return f"it needs a fixed Z, and that of {name!r} has parameters."
+        return None
+
+    def cost(self, V: Matrix) -> str:
+        plan = Plan.of(V)
+        q, L = plan.size_of_rest, 0 if plan.first is None else len(plan.first.levels)
+        return f"q³ = {q**3:.1e} multiplications for q = {q} effects, after {L} levels are eliminated one by one"
+
+    def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "MixedModelProblem":
+        self.require(V)
+        fixed = prepare_fixed_effects(y, X, rank)
+        return MixedModelProblem(V, fixed)
+
+
+def _is_scaled_diagonal(operand: Matrix) -> bool:
+    """Whether an operand is σ² times a known diagonal."""
+    if isinstance(operand, DiagonalPropagation):
+        return operand.X.shape[1] == 1
+    return isinstance(operand, ScalarMatrix)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which operand of V plays which part.
+
+    Attributes:
+        residual: Index of the residual among the operands.
+        first: Design of the term that is eliminated level by level, or None.
+        first_index: Its index among the random terms; −1 for None.
+        rest_index: Indices of the other random terms.
+        rest: Their designs.
+    """
+
+    residual: int
+    first: IncidenceMatrix | None
+    first_index: int
+    rest_index: list[int]
+    rest: list[Matrix]
+
+    @property
+    def size_of_rest(self) -> int:
+        """Columns of the other terms."""
+        return sum(Z.shape[1] for Z in self.rest)
+
+    @classmethod
+    def of(cls, V: Matrix) -> "Plan":
+        """The plan of a V: the term with the most effects among those correlated only within a level comes first."""
+        theta = V.theta.detach()
+        operands = operands_of(V, theta)
+        residual = next(i for i, (_, operand, _) in enumerate(operands) if _is_scaled_diagonal(operand))
+        terms = all_terms(V, theta)
+        able = [i for i, term in enumerate(terms) if isinstance(term.Z, IncidenceMatrix)
+                and term.G.level_blocks(term.G_params, len(term.Z.levels)) is not None]  # fmt: skip
+        best = max(able, key=lambda i: terms[i].Z.shape[1], default=-1)
+        rest = [i for i in range(len(terms)) if i != best]
+        first = terms[best].Z if best >= 0 else None
+        assert first is None or isinstance(first, IncidenceMatrix)
+        return cls(residual, first, best, rest, [terms[i].Z for i in rest])
+
+
+def all_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
+    """Every Z G Z' of V, whatever its name."""
+    terms = []
+    for name, operand, own in operands_of(V, theta):
+        if isinstance(operand, CovariancePropagation):
+            z, g = operand.split(own)
+            terms.append(RandomTerm(name, operand.Z, operand.G, z, g))
+    return terms
+
+
+class MixedModelProblem(Problem):
+    """Cross-products of [Z U e]; the rows are not touched again."""
+
+    def __init__(self, V: Matrix, fixed: FixedEffects) -> None:
+        super().__init__(V, fixed)
+        self.plan = Plan.of(V)
+        q = self.plan.size_of_rest
+        require_memory(8 * 6 * q * q, fixed.e.device, f"The dense part of {q} effects ({q} x {q})")
+        self.weight = self._weight(fixed.e)
+        self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
+        self.products: CrossProducts = cross_products(self.plan.first, self.plan.rest, self.F, self.weight)
+        self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -self.weight.log().sum()
+
+    def _weight(self, like: Tensor) -> Tensor | None:
+        """1/R₀, None for ones."""
+        residual = operands_of(self.V, self.V.theta)[self.plan.residual][1]
+        return residual.X[:, 0].to(like).square().reciprocal() if isinstance(residual, DiagonalPropagation) else None
+
+    def sigma2(self, theta: Tensor) -> Tensor:
+        """σ², the factor of R₀."""
+        _, residual, own = operands_of(self.V, theta)[self.plan.residual]
+        if isinstance(residual, DiagonalPropagation):
+            ((residual, own),) = residual.parts(own)
+        return residual.diagonal(own)[0]
+
+    def covariances(self, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The first term's blocks, shape (L or 1, s, s), and of each other term the diagonal of G, or all of it."""
+        terms = all_terms(self.V, theta)
+        first = theta.new_zeros((1, 1, 1))
+        if self.plan.first is not None:
+            term, L = terms[self.plan.first_index], len(self.plan.first.levels)
+            common = term.G.common_block(term.G_params, L)
+            blocks = term.G.level_blocks(term.G_params, L) if common is None else common[None]
+            assert blocks is not None
+            first = blocks
+        rest = [terms[i] for i in self.plan.rest_index]
+        return first, [t.G.diagonal(t.G_params) if t.G.is_diagonal else t.G.build(t.G_params) for t in rest]
+
+    def evaluate(self, theta: Tensor | None = None) -> "MixedModelEvaluation":
+        return MixedModelEvaluation(self, self.V.theta if theta is None else theta)
+
+
+class _Terms(Function):
+    """(log|V|, log|U'V⁻¹U|, e'Pe) as functions of σ² and the covariances, once differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, equations: Equations, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.equations = equations
+        return equations.logdet_V.clone(), equations.logdet_M.clone(), equations.ePe.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "The mixed-model equations are once differentiable. For second derivatives take solver='dense'."
+            )
+        sigma2, first, rest = ctx.equations.gradients(*grads)
+        return None, sigma2, first, *rest
+
+
+class MixedModelEvaluation(Evaluation):
+    """The mixed-model equations solved at one θ.
+
+    Working variates are in the coordinates of [B e]: a column (α, s) stands for the vector Bα + s e, up to the span of U.
+    """
+
+    problem: MixedModelProblem
+
+    def __init__(self, problem: MixedModelProblem, theta: Tensor) -> None:
+        self.problem, self.theta = problem, theta
+        sigma2 = problem.sigma2(theta)
+        first, rest = problem.covariances(theta)
+        try:
+            with torch.no_grad():
+                self.equations = Equations(
+                    problem.products, problem.n, problem.p, sigma2.detach(), first.detach(), [G.detach() for G in rest]
+                )
+        except torch.linalg.LinAlgError as error:
+            raise NotPositiveDefinite(f"The mixed-model equations have no solution at theta {theta.tolist()}.") from error
+        logdet_V, logdet_M, self.yPy = _Terms.apply(self.equations, sigma2, first, *rest)
+        self.logdet_V = logdet_V + problem.logdet_R0
+        self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
+        self.gamma = self.equations.gamma
+        self.gamma_cov = self.equations.sigma2 * self.equations.UU_inverse
+
+    # ---- effects: level by level for the first term, columns of the rest for the others --------------------------------
+
+    def _by_level(self, effects: Tensor) -> Tensor:
+        """Effects of the first term, shape (s · L, m), effect by effect, as (L, s, m)."""
+        s, L = self.equations.products.first.shape[1], len(self.equations.products.first)
+        return effects.reshape(s, L, effects.shape[1]).transpose(0, 1)
+
+    def _split(self, effects: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of all terms, in the order of V, as those of the first term by level and those of the rest."""
+        sizes = [term.Z.shape[1] for term in all_terms(self.problem.V, self.theta)]
+        parts = list(effects.split(sizes)) if sizes else []
+        plan = self.problem.plan
+        first = parts[plan.first_index] if plan.first is not None else effects[:0]
+        rest = [parts[i] for i in plan.rest_index]
+        return self._by_level(first), torch.cat(rest) if rest else effects[:0]
+
+    def _join(self, first: Tensor, rest: Tensor) -> Tensor:
+        """The inverse of ``_split``."""
+        plan = self.problem.plan
+        parts: dict[int, Tensor] = {}
+        if plan.first is not None:
+            parts[plan.first_index] = first.transpose(0, 1).flatten(0, 1)
+        pieces = rest.split([Z.shape[1] for Z in plan.rest]) if plan.rest else []
+        parts |= dict(zip(plan.rest_index, pieces, strict=True))
+        return torch.cat([parts[i] for i in sorted(parts)]) if parts else rest
+
+    def _Pe(self) -> Tensor:
+        """Z'Pe of all terms, shape (q, 1)."""
+        first, rest = self.equations.Pe
+        return self._join(first[..., None], rest[:, None])
+
+    # ---- average information -------------------------------------------------------------------------------------------
+
+    def working_variates(self) -> Tensor:
+        r"""V̇_k P y = B(ġ_k − (σ̇²/σ²) u) + (σ̇²/σ²) e, ġ_k = Ġ_k B'Py, u = G B'Py; shape (q + 1, k)."""
+        V, b = self.problem.V, self._Pe()
+
+        def scaled(theta: Tensor) -> Tensor:
+            terms = all_terms(V, theta)
+            pieces = b.split([term.Z.shape[1] for term in terms]) if terms else []
+            effects = [term.G.matmul(term.G_params, own)[:, 0] for term, own in zip(terms, pieces, strict=True)]
+            return torch.cat([*effects, self.problem.sigma2(theta)[None]])
+
+        moved = along_free(V, self.theta, scaled)
+        u, relative = scaled(self.theta.detach())[:-1], moved[-1:] / self.equations.sigma2
+        return torch.cat([moved[:-1] - u[:, None] * relative, relative])
+
+    def inner(self, rhs: Tensor) -> Tensor:
+        equations, products = self.equations, self.equations.products
+        first, rest = self._split(rhs[:-1])
+        relative, b = rhs[-1:], self._Pe()
+        t_first = products.first @ first + products.coupling.to_first(rest)
+        t_rest = products.coupling.to_rest(first) + products.rest @ rest
+        alpha = rhs[:-1]
+        quadratic = alpha.mT @ self._join(*equations.down(t_first, t_rest))
+        U = slice(0, self.problem.p)
+        N = self._join(equations.first_F[..., U], equations.NF[:, U]).mT @ alpha
+        cross = alpha.mT @ b @ relative
+        return (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2 + cross + cross.mT + (
+            equations.ePe * relative.mT @ relative)
+
+    # ---- effects and their variances -------------------------------------------------------------------------------------
+
+    def ZtPy(self, term: RandomTerm) -> Tensor:
+        names = [t.name for t in all_terms(self.problem.V, self.theta)]
+        sizes = [t.Z.shape[1] for t in all_terms(self.problem.V, self.theta)]
+        return self._Pe()[:, 0].split(sizes)[names.index(term.name)]
+
+    def explained_variance(self, term: RandomTerm) -> Tensor:
+        names = [t.name for t in all_terms(self.problem.V, self.theta)]
+        plan, place = self.problem.plan, names.index(term.name)
+        first, rest = self.equations.projected_blocks()
+        sigma2 = self.equations.sigma2
+        if place == plan.first_index:
+            S = self.equations.S * sigma2
+            return (S @ first @ S).diagonal(dim1=1, dim2=2).mT.flatten() / sigma2
+        k = plan.rest_index.index(place)
+        start = sum(Z.shape[1] for Z in plan.rest[:k])
+        own = slice(start, start + term.Z.shape[1])
+        G = self.equations.G[k] * sigma2
+        if G.ndim == 1:
+            return G.square() * (rest[own] if rest.ndim == 1 else rest.diagonal()[own]) / sigma2
+        return ((G @ rest[own, own]) * G).sum(1) / sigma2
+
+    # ---- rows ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _rows_Py(self) -> Tensor:
+        fixed = self.problem.fixed
+        return self._residual((fixed.e - fixed.U @ self.gamma)[:, None], self._Pe())[:, 0].detach()
+
+    @property
+    def Py(self) -> Tensor:
+        return self._rows_Py
+
+    def _residual(self, rows: Tensor, b: Tensor) -> Tensor:
+        """R⁻¹ (``rows`` − Σ Z G b), b = B'V⁻¹ ``rows``."""
+        terms = all_terms(self.problem.V, self.theta.detach())
+        left = rows
+        for term, own in zip(terms, b.split([t.Z.shape[1] for t in terms]) if terms else (), strict=True):
+            left = left - term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, own))
+        weight = self.problem.weight
+        return (left if weight is None else weight[:, None] * left) / self.equations.sigma2
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        weight = self.problem.weight
+        weighted = rhs if weight is None else weight[:, None] * rhs
+        terms = all_terms(self.problem.V, self.theta.detach())
+        t = torch.cat([term.Z.rmatmul(term.Z_params, weighted) for term in terms]) if terms else rhs[:0]
+        return self._residual(rhs, self._join(*self.equations.down(*self._split(t))) / self.equations.sigma2)
+
+    def project(self, rhs: Tensor) -> Tensor:
+        U = self.problem.fixed.U
+        return self.solve(rhs) - self._ViU @ (self.gamma_cov @ (self._ViU.mT @ rhs)) if U.shape[1] else self.solve(rhs)
+
+    @cached_property
+    def _ViU(self) -> Tensor:
+        return self.solve(self.problem.fixed.U)
