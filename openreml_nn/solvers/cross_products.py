@@ -25,8 +25,8 @@ class CrossProducts:
     and f those of F.
 
     Attributes:
-        first: Blocks of B₁'R₀⁻¹B₁, shape (L, s, s).
-        first_F: B₁'R₀⁻¹F by level, shape (L, s, f).
+        first: Blocks of B₁'R₀⁻¹B₁, shape (s, s, L).
+        first_F: B₁'R₀⁻¹F by level, shape (s, f, L).
         coupling: B₁'R₀⁻¹B_T.
         rest: B_T'R₀⁻¹B_T, shape (q, q).
         rest_F: B_T'R₀⁻¹F, shape (q, f).
@@ -46,38 +46,40 @@ class Coupling(ABC):
 
     @abstractmethod
     def to_rest(self, blocks: Tensor) -> Tensor:
-        """Σ_l C_l' ``blocks``_l, shape (q, m), for blocks of shape (L, s, m)."""
+        """Σ_l C_l' ``blocks``_l, shape (q, m), for blocks of shape (s, m, L)."""
 
     @abstractmethod
     def to_first(self, rest: Tensor) -> Tensor:
-        """C_l ``rest`` for each level, shape (L, s, m), for ``rest`` of shape (q, m)."""
+        """C_l ``rest`` for each level, shape (s, m, L), for ``rest`` of shape (q, m)."""
 
     @abstractmethod
     def schur(self, K: Tensor) -> Tensor:
-        """Σ_l C_l' K_l C_l, shape (q, q), for symmetric K of shape (L, s, s)."""
+        """Σ_l C_l' K_l C_l, shape (q, q), for symmetric K of shape (s, s, L)."""
 
     @abstractmethod
     def within(self, Phi: Tensor) -> Tensor:
-        """C_l Φ C_l' for each level, shape (L, s, s), for symmetric Φ of shape (q, q)."""
+        """C_l Φ C_l' for each level, shape (s, s, L), for symmetric Φ of shape (q, q)."""
 
 
 class DenseCoupling(Coupling):
-    """All of C, shape (L, s, q)."""
+    """All of C, given as shape (s, L, q)."""
 
     def __init__(self, C: Tensor) -> None:
         self.C = C
 
     def to_rest(self, blocks: Tensor) -> Tensor:
-        return self.C.flatten(0, 1).mT @ blocks.flatten(0, 1)
+        return self.C.flatten(0, 1).mT @ blocks.transpose(1, 2).flatten(0, 1)
 
     def to_first(self, rest: Tensor) -> Tensor:
-        return (self.C.flatten(0, 1) @ rest).reshape(*self.C.shape[:2], rest.shape[1])
+        return (self.C @ rest).transpose(1, 2)
 
     def schur(self, K: Tensor) -> Tensor:
-        return self.to_rest(K @ self.C)
+        KC = torch.einsum("abl,blq->alq", K, self.C)
+        return self.C.flatten(0, 1).mT @ KC.flatten(0, 1)
 
     def within(self, Phi: Tensor) -> Tensor:
-        return self.to_first(Phi) @ self.C.mT
+        CPhi = self.C @ Phi
+        return torch.stack([torch.stack([(left * right).sum(1) for right in self.C]) for left in CPhi])
 
 
 class SparseCoupling(Coupling):
@@ -86,39 +88,41 @@ class SparseCoupling(Coupling):
     Args:
         level: Level of each entry, shape (m,), sorted.
         column: Column of the rest of each entry, shape (m,), sorted within a level.
-        value: Values, shape (m, s).
-        shape: (L, s, q).
+        value: Values, shape (s, m).
+        shape: (s, L, q).
     """
 
     def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int]) -> None:
         self.level, self.column, self.value, self.shape = level, column, value, shape
-        left, right = _pairs_within(level, shape[0])
+        left, right = _pairs_within(level, shape[1])
         low = column[left] >= column[right]  # the lower triangle of the rest
         left, right = left[low], right[low]
         self.pair_level = level[left]
         self.place = column[left] * shape[2] + column[right]
-        self.product = (value[left, :, None] * value[right, None, :]).flatten(1)
+        self.product = value[:, None, left] * value[None, :, right]
 
     def to_rest(self, blocks: Tensor) -> Tensor:
-        part = (self.value[:, None, :] @ blocks[self.level])[:, 0]
-        return part.new_zeros((self.shape[2], blocks.shape[2])).index_add_(0, self.column, part)
+        part = sum(v * block[:, self.level] for v, block in zip(self.value, blocks, strict=True))
+        return torch.stack([_sum_at(self.column, row, self.shape[2]) for row in part], dim=1)  # type: ignore[union-attr]
 
     def to_first(self, rest: Tensor) -> Tensor:
-        part = self.value[:, :, None] * rest[self.column][:, None, :]
-        return part.new_zeros((self.shape[0], self.shape[1], rest.shape[1])).index_add_(0, self.level, part)
+        taken = rest.mT[:, self.column]
+        L = self.shape[1]
+        return torch.stack([torch.stack([_sum_at(self.level, v * row, L) for row in taken]) for v in self.value])
 
     def schur(self, K: Tensor) -> Tensor:
         q = self.shape[2]
-        part = (self.product * K.flatten(1)[self.pair_level]).sum(1)
-        lower = part.new_zeros(q * q).index_add_(0, self.place, part).reshape(q, q)
+        part = (self.product * K[:, :, self.pair_level]).sum((0, 1))
+        lower = _sum_at(self.place, part, q * q).reshape(q, q)
         return lower + lower.tril(-1).mT
 
     def within(self, Phi: Tensor) -> Tensor:
-        L, s, _ = self.shape
-        twice = Phi.tril(-1) * 2.0 + torch.diag_embed(Phi.diagonal())
-        part = twice.reshape(-1)[self.place][:, None] * self.product
-        blocks = part.new_zeros((L, s * s)).index_add_(0, self.pair_level, part).reshape(L, s, s)
-        return 0.5 * (blocks + blocks.mT)
+        s, L, _ = self.shape
+        twice = Phi.tril(-1) * 2.0
+        twice.diagonal().copy_(Phi.diagonal())
+        part = twice.reshape(-1)[self.place] * self.product
+        blocks = torch.stack([torch.stack([_sum_at(self.pair_level, x, L) for x in row]) for row in part])
+        return 0.5 * (blocks + blocks.transpose(0, 1))
 
 
 def cross_products(first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None) -> CrossProducts:
@@ -143,7 +147,7 @@ def cross_products(first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor,
     return CrossProducts(
         first=_sums(codes, wx, x, L),
         first_F=_sums(codes, x, rows, L),
-        coupling=_coupling(codes, wx, columns, rest, (L, s, q)),
+        coupling=_coupling(codes, wx, columns, rest, (s, L, q)),
         rest=_products_of_rest(rest, F, weight, q),
         rest_F=torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, F.shape[1])),
         FF=F.mT @ weighted,
@@ -151,16 +155,13 @@ def cross_products(first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor,
 
 
 def _sums(codes: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Σ left_i right_i' over the rows of each level, shape (count, columns of left, columns of right)."""
-    sums = [[_bincount(codes, left[:, a] * right[:, b], count) for b in range(right.shape[1])]
-            for a in range(left.shape[1])]  # fmt: skip
-    if not right.shape[1]:
-        return left.new_zeros((count, left.shape[1], 0))
-    return torch.stack([torch.stack(row, dim=-1) for row in sums], dim=-2)
+    """Σ left_i right_i' over the rows of each level, shape (columns of left, columns of right, count)."""
+    return torch.stack([torch.stack([_sum_at(codes, x * z, count) for z in right.mT]) for x in left.mT])
 
 
-def _bincount(codes: Tensor, values: Tensor, count: int) -> Tensor:
-    return values.new_zeros(count).index_add_(0, codes, values)
+def _sum_at(place: Tensor, values: Tensor, count: int) -> Tensor:
+    """Σ of the values at each place, shape (count,)."""
+    return values.new_zeros(count).index_add_(0, place, values)
 
 
 def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[tuple[Tensor, Tensor]] | None:
@@ -177,23 +178,24 @@ def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[tuple[Tensor, Tensor
 
 def _coupling(codes: Tensor, wx: Tensor, columns: list[tuple[Tensor, Tensor]] | None, rest: list[Matrix],
               shape: tuple[int, int, int]) -> Coupling:  # fmt: skip
-    L, s, q = shape
+    s, L, q = shape
     if columns is None or not L or not q:
         C = wx.new_zeros(shape)
         if L and q:
             B_T = torch.cat([Z.build(wx[:0, 0]) for Z in rest], dim=1)
-            for a in range(s):
-                C[:, a] = wx.new_zeros((L, q)).index_add_(0, codes, wx[:, a, None] * B_T)
+            for own, x in zip(C, wx.mT, strict=True):
+                own.index_add_(0, codes, x[:, None] * B_T)
         return DenseCoupling(C)
     keys = torch.cat([codes * q + column for column, _ in columns])
-    values = torch.cat([wx * value[:, None] for _, value in columns])
+    values = torch.cat([wx.mT * value for _, value in columns], dim=1)
     keys, entry = keys.unique(return_inverse=True)
-    value = values.new_zeros((len(keys), s)).index_add_(0, entry, values)
+    value = torch.stack([_sum_at(entry, row, len(keys)) for row in values])
     level, column = keys // q, keys % q
     pairs = int(torch.bincount(level, minlength=L).square().sum())
     if pairs > DENSE_SHARE * L * q * q:
-        C = wx.new_zeros((L, q, s)).index_put_((level, column), value)
-        return DenseCoupling(C.mT.contiguous())
+        C = wx.new_zeros(shape)
+        C[:, level, column] = value
+        return DenseCoupling(C)
     return SparseCoupling(level, column, value, shape)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.solvers.cross_products import CrossProducts
-from openreml_nn.solvers.small_blocks import eliminate
+from openreml_nn.solvers.small_blocks import eliminate, multiply, transpose
 
 SMALL = 1e-3  # ratio of a variance to σ² below which (I + S̃Ĝ)⁻¹S̃ is taken as a difference, not as a quotient
 
@@ -27,7 +27,7 @@ class Equations:
         n: Number of rows.
         p: Columns of U.
         sigma2: σ².
-        first: Covariance S of the first term by level, shape (L, s, s), or (1, s, s) if all levels share it.
+        first: Covariance S of the first term by level, shape (s, s, L), or (s, s, 1) if all levels share it.
         rest: Covariance of each other term: its diagonal (q,), or all of it (q, q).
     """
 
@@ -37,12 +37,14 @@ class Equations:
         self.S, self.G = first / sigma2, [G / sigma2 for G in rest]
         self.diagonal = all(G.ndim == 1 for G in self.G)
         self.K, self.N, logdet_first = eliminate(products.first, self.S)
-        KF = self.K @ products.first_F
-        self.Schur = products.rest - products.coupling.schur(self.K)
-        TF = products.rest_F - products.coupling.to_rest(KF)
+        KF = multiply(self.K, products.first_F)
+        self.Schur, TF = products.rest, products.rest_F
+        if len(self.Schur):
+            self.Schur, TF = self.Schur - products.coupling.schur(self.K), TF - products.coupling.to_rest(KF)
         logdet_rest = self._factor_rest()
         self.NF = self._apply_N(TF)
-        FF = products.FF - products.first_F.flatten(0, 1).mT @ KF.flatten(0, 1) - TF.mT @ self.apply_G(self.NF)
+        first_FF = sum(left @ right.mT for left, right in zip(products.first_F, KF, strict=True))
+        FF = products.FF - first_FF - TF.mT @ self.apply_G(self.NF)
         UU, Ue, ee = FF[:p, :p], FF[:p, p], FF[p, p]
         L = torch.linalg.cholesky(UU)
         self.UU_inverse = torch.cholesky_solve(torch.eye(p, dtype=L.dtype, device=L.device), L)
@@ -100,13 +102,18 @@ class Equations:
 
     @cached_property
     def first_F(self) -> Tensor:
-        """B₁'V⁻¹F σ² by level, shape (L, s, f)."""
-        return self.N @ (self.products.first_F - self.products.coupling.to_first(self.apply_G(self.NF)))
+        """B₁'V⁻¹F σ² by level, shape (s, f, L)."""
+        if not len(self.Schur):
+            return multiply(self.N, self.products.first_F)
+        return multiply(self.N, self.products.first_F - self.products.coupling.to_first(self.apply_G(self.NF)))
 
     @cached_property
     def first_blocks(self) -> Tensor:
-        """Blocks of B₁'V⁻¹B₁ σ², shape (L, s, s)."""
-        return self.N @ self.products.first - self.N @ self.products.coupling.within(self.Phi) @ self.N.mT
+        """Blocks of B₁'V⁻¹B₁ σ², shape (s, s, L)."""
+        own = multiply(self.N, self.products.first)
+        if not len(self.Schur):
+            return own
+        return own - multiply(multiply(self.N, self.products.coupling.within(self.Phi)), transpose(self.N))
 
     @cached_property
     def rest_blocks(self) -> Tensor:
@@ -122,25 +129,31 @@ class Equations:
 
     @cached_property
     def Pe(self) -> tuple[Tensor, Tensor]:
-        """B'Pe for the first term, shape (L, s), and for the rest, shape (q,)."""
-        p = self.p
-        both = (F[..., p] - F[..., :p] @ self.gamma for F in (self.first_F, self.NF))
-        first, rest = (b / self.sigma2 for b in both)
-        return first, rest
+        """B'Pe for the first term, shape (s, L), and for the rest, shape (q,)."""
+        contrast = torch.cat([-self.gamma, self.gamma.new_ones(1)]) / self.sigma2
+        return contrast @ self.first_F, self.NF @ contrast
 
     def down(self, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """B'V⁻¹t σ² from B'R₀⁻¹t, shapes (L, s, m) and (q, m)."""
+        """B'V⁻¹t σ² from B'R₀⁻¹t, shapes (s, m, L) and (q, m)."""
+        if not len(rest):
+            return multiply(self.N, first), rest
         coupling = self.products.coupling
-        down = self._apply_N(rest - coupling.to_rest(self.K @ first))
-        return self.N @ (first - coupling.to_first(self.apply_G(down))), down
+        down = self._apply_N(rest - coupling.to_rest(multiply(self.K, first)))
+        return multiply(self.N, first - coupling.to_first(self.apply_G(down))), down
 
     def projected_blocks(self) -> tuple[Tensor, Tensor]:
         """As ``first_blocks`` and ``rest_blocks``, with P in the place of V⁻¹."""
-        first_U, rest_U = self.first_F[..., : self.p], self.NF[:, : self.p]
-        first = self.first_blocks - first_U @ self.UU_inverse @ first_U.mT
+        rest_U = self.NF[:, : self.p]
+        first = self.first_blocks - self._first_UU()
         if self.diagonal:
             return first, self.rest_blocks - ((rest_U @ self.UU_inverse) * rest_U).sum(1)
         return first, self.rest_blocks - rest_U @ self.UU_inverse @ rest_U.mT
+
+    def _first_UU(self) -> Tensor:
+        """Blocks of B₁'V⁻¹U (U'V⁻¹U)⁻¹ U'V⁻¹B₁ σ², shape (s, s, L)."""
+        first_U = self.first_F[:, : self.p]
+        scaled = self.UU_inverse @ first_U
+        return torch.stack([torch.stack([(left * right).sum(0) for right in scaled]) for left in first_U])
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
@@ -150,11 +163,10 @@ class Equations:
         B'(aV⁻¹ − bQQ' − cPe(Pe)')B for each covariance; that of σ² follows from the trace of the same with V, which is
         a n − b p − c e'Pe.
         """
-        U, (first_Pe, rest_Pe) = slice(0, self.p), self.Pe
-        first_U, rest_U = self.first_F[..., U], self.NF[:, U]
-        blocks = (a * self.first_blocks - b * (first_U @ self.UU_inverse) @ first_U.mT) / self.sigma2
-        blocks = blocks - c * first_Pe[..., :, None] * first_Pe[..., None, :]
-        first = blocks.sum(0, keepdim=True) if len(self.S) == 1 else blocks
+        (first_Pe, rest_Pe), rest_U = self.Pe, self.NF[:, : self.p]
+        first = (a * self.first_blocks - b * self._first_UU()) / self.sigma2 - c * first_Pe[:, None] * first_Pe
+        if self.S.shape[2] == 1:
+            first = first.sum(2, keepdim=True)
         scaled = rest_U @ self.UU_inverse
         if self.diagonal:
             whole = (a * self.rest_blocks - b * (scaled * rest_U).sum(1)) / self.sigma2 - c * rest_Pe.square()

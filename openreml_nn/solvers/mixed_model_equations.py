@@ -22,6 +22,7 @@ from openreml_nn.solvers.cross_products import CrossProducts, cross_products
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.terms import RandomTerm, operands_of
 
 
@@ -134,7 +135,7 @@ class MixedModelProblem(Problem):
         return residual.diagonal(own)[0]
 
     def covariances(self, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first term's blocks, shape (L or 1, s, s), and of each other term the diagonal of G, or all of it."""
+        """The first term's blocks, shape (s, s, L or 1), and of each other term the diagonal of G, or all of it."""
         terms = all_terms(self.V, theta)
         first = theta.new_zeros((1, 1, 1))
         if self.plan.first is not None:
@@ -142,7 +143,7 @@ class MixedModelProblem(Problem):
             common = term.G.common_block(term.G_params, L)
             blocks = term.G.level_blocks(term.G_params, L) if common is None else common[None]
             assert blocks is not None
-            first = blocks
+            first = blocks.permute(1, 2, 0)
         rest = [terms[i] for i in self.plan.rest_index]
         return first, [t.G.diagonal(t.G_params) if t.G.is_diagonal else t.G.build(t.G_params) for t in rest]
 
@@ -196,9 +197,9 @@ class MixedModelEvaluation(Evaluation):
     # ---- effects: level by level for the first term, columns of the rest for the others --------------------------------
 
     def _by_level(self, effects: Tensor) -> Tensor:
-        """Effects of the first term, shape (s · L, m), effect by effect, as (L, s, m)."""
-        s, L = self.equations.products.first.shape[1], len(self.equations.products.first)
-        return effects.reshape(s, L, effects.shape[1]).transpose(0, 1)
+        """Effects of the first term, shape (s · L, m), effect by effect, as (s, m, L)."""
+        s, _, L = self.equations.products.first.shape
+        return effects.reshape(s, L, effects.shape[1]).transpose(1, 2)
 
     def _split(self, effects: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of all terms, in the order of V, as those of the first term by level and those of the rest."""
@@ -214,7 +215,7 @@ class MixedModelEvaluation(Evaluation):
         plan = self.problem.plan
         parts: dict[int, Tensor] = {}
         if plan.first is not None:
-            parts[plan.first_index] = first.transpose(0, 1).flatten(0, 1)
+            parts[plan.first_index] = first.transpose(1, 2).flatten(0, 1)
         pieces = rest.split([Z.shape[1] for Z in plan.rest]) if plan.rest else []
         parts |= dict(zip(plan.rest_index, pieces, strict=True))
         return torch.cat([parts[i] for i in sorted(parts)]) if parts else rest
@@ -222,7 +223,7 @@ class MixedModelEvaluation(Evaluation):
     def _Pe(self) -> Tensor:
         """Z'Pe of all terms, shape (q, 1)."""
         first, rest = self.equations.Pe
-        return self._join(first[..., None], rest[:, None])
+        return self._join(first[:, None], rest[:, None])
 
     # ---- average information -------------------------------------------------------------------------------------------
 
@@ -244,12 +245,13 @@ class MixedModelEvaluation(Evaluation):
         equations, products = self.equations, self.equations.products
         first, rest = self._split(rhs[:-1])
         relative, b = rhs[-1:], self._Pe()
-        t_first = products.first @ first + products.coupling.to_first(rest)
-        t_rest = products.coupling.to_rest(first) + products.rest @ rest
+        t_first, t_rest = multiply(products.first, first), products.rest @ rest
+        if len(rest):
+            t_first, t_rest = t_first + products.coupling.to_first(rest), t_rest + products.coupling.to_rest(first)
         alpha = rhs[:-1]
         quadratic = alpha.mT @ self._join(*equations.down(t_first, t_rest))
-        U = slice(0, self.problem.p)
-        N = self._join(equations.first_F[..., U], equations.NF[:, U]).mT @ alpha
+        p = self.problem.p
+        N = self._join(equations.first_F[:, :p], equations.NF[:, :p]).mT @ alpha
         cross = alpha.mT @ b @ relative
         return (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2 + cross + cross.mT + (
             equations.ePe * relative.mT @ relative)
@@ -268,7 +270,7 @@ class MixedModelEvaluation(Evaluation):
         sigma2 = self.equations.sigma2
         if place == plan.first_index:
             S = self.equations.S * sigma2
-            return (S @ first @ S).diagonal(dim1=1, dim2=2).mT.flatten() / sigma2
+            return multiply(multiply(S, first), S).diagonal(dim1=0, dim2=1).mT.flatten() / sigma2
         k = plan.rest_index.index(place)
         start = sum(Z.shape[1] for Z in plan.rest[:k])
         own = slice(start, start + term.Z.shape[1])

@@ -1,48 +1,76 @@
-"""Algebra of many small symmetric blocks, in closed form where batched LAPACK would cost more than it computes."""
+"""Algebra of many small blocks, one for each level of a factor, with the level as the last axis.
+
+Blocks of shape (a, b, L) are a · b vectors over the levels: a product of 2 × 2 blocks is eight elementwise products of
+long vectors, which is several times as fast as a batch of 2 × 2 matrix products.
+"""
 
 import torch
 from torch import Tensor
+
+
+def multiply(A: Tensor, B: Tensor) -> Tensor:
+    """A_l B_l, shapes (a, b, L) and (b, c, L); an L of 1 stands for all levels."""
+    product = A[:, 0, None] * B[None, 0]
+    for k in range(1, A.shape[1]):
+        product = torch.addcmul(product, A[:, k, None], B[None, k])
+    return product
+
+
+def transpose(A: Tensor) -> Tensor:
+    """A_l', shape (b, a, L)."""
+    return A.transpose(0, 1)
+
+
+def identity(s: int, like: Tensor) -> Tensor:
+    """I for all levels, shape (s, s, 1)."""
+    return torch.eye(s, dtype=like.dtype, device=like.device)[..., None]
 
 
 def eliminate(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""For blocks A ⪰ 0 and covariances S ⪰ 0, singular ones too: what is left of a level that is eliminated.
 
     Args:
-        A: Shape (L, s, s).
-        S: Shape (L, s, s), or (1, s, s) for one that all levels share.
+        A: Shape (s, s, L).
+        S: Shape (s, s, L), or (s, s, 1) for one that all levels share.
 
     Returns:
-        (K, N, Σ log|D|) with K = S (I + A S)⁻¹, N = (I + A S)⁻¹, both of shape (L, s, s), and D = I + Λ'AΛ, S = ΛΛ'.
+        (K, N, Σ log|D|) with K = S (I + A S)⁻¹, N = (I + A S)⁻¹, both of shape (s, s, L), and D = I + Λ'AΛ, S = ΛΛ'.
     """
-    if A.shape[1] == 1:
+    s = len(A)
+    if s == 1:
         D = 1.0 + A * S
         N = 1.0 / D
         return S * N, N, D.log().sum()
-    root = square_root(S)
-    I = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-    inverse, logdets = invert(root @ A @ root + I)
-    K = root @ inverse @ root
-    M = A @ S + I
-    if A.shape[1] == 2:  # adjugate over determinant: a difference I − A K would lose what is left of a large A S
-        adjugate = torch.stack([M[:, 1, 1], -M[:, 0, 1], -M[:, 1, 0], M[:, 0, 0]], dim=1).reshape(-1, 2, 2)
-        return K, adjugate * (-logdets).exp()[:, None, None], logdets.sum()
-    return K, torch.linalg.inv(M), logdets.sum()
+    root, M = square_root(S), multiply(A, S) + identity(s, A)
+    inverse, logdet = invert(multiply(multiply(root, A), root) + identity(s, A))
+    K = multiply(multiply(root, inverse), root)
+    if s == 2:  # adjugate over determinant: a difference I − A K would lose what is left of a large A S
+        adjugate = torch.stack([torch.stack([M[1, 1], -M[0, 1]]), torch.stack([-M[1, 0], M[0, 0]])])
+        return K, adjugate * (-logdet).exp(), logdet.sum()
+    return K, _last(torch.linalg.inv(_first(M))), logdet.sum()
 
 
 def square_root(S: Tensor) -> Tensor:
     """The symmetric Λ with ΛΛ = S, S positive semi-definite up to rounding."""
-    values, vectors = torch.linalg.eigh(S)
-    return (vectors * values.clamp(min=0.0).sqrt()[..., None, :]) @ vectors.mT
+    values, vectors = torch.linalg.eigh(_first(S))
+    return _last((vectors * values.clamp(min=0.0).sqrt()[..., None, :]) @ vectors.mT)
 
 
 def invert(M: Tensor) -> tuple[Tensor, Tensor]:
-    """(M⁻¹, log|M|) of symmetric positive definite blocks, shapes (L, s, s) and (L,)."""
-    if M.shape[1] == 2:
-        a, b, c = M[:, 0, 0], M[:, 1, 0], M[:, 1, 1]
+    """(M⁻¹, log|M|) of symmetric positive definite blocks, shapes (s, s, L) and (L,)."""
+    if len(M) == 2:
+        a, b, c = M[0, 0], M[1, 0], M[1, 1]
         schur = c - b * b / a
         top = 1.0 / a + (b / a).square() / schur
         off = -b / (a * schur)
-        inverse = torch.stack([top, off, off, 1.0 / schur], dim=1).reshape(-1, 2, 2)
-        return inverse, a.log() + schur.log()
-    L = torch.linalg.cholesky(M)
-    return torch.cholesky_inverse(L), 2.0 * L.diagonal(dim1=1, dim2=2).log().sum(1)
+        return torch.stack([torch.stack([top, off]), torch.stack([off, 1.0 / schur])]), a.log() + schur.log()
+    L = torch.linalg.cholesky(_first(M))
+    return _last(torch.cholesky_inverse(L)), 2.0 * L.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def _first(blocks: Tensor) -> Tensor:
+    return blocks.permute(2, 0, 1).contiguous()
+
+
+def _last(blocks: Tensor) -> Tensor:
+    return blocks.permute(1, 2, 0).contiguous()
