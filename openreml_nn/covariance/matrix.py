@@ -2,7 +2,8 @@
 
 A subclass names its parameters and their transforms and gives the formula in ``build``. Everything else (validation,
 dictionaries, transforms, Jacobians, fixed parameters, start values, copies) is here, once. A structure that multiplies
-or adds itself faster than through its dense form overrides ``matmul``, ``add_to``, ``submatrix`` or ``diagonal``.
+or adds itself faster than through its dense form overrides ``matmul``, ``add_to``, ``submatrix``, ``entries`` or
+``diagonal``.
 """
 
 import math
@@ -100,6 +101,10 @@ class Matrix(nn.Module, ABC):
         """The given rows and columns of V(θ), shape (len(rows), len(columns)); an index may repeat."""
         return self.build(params)[rows][:, columns]
 
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Elements (row, column) of V(θ), one for each pair of two index tensors that broadcast, in their shape."""
+        return self.build(params)[rows, columns]
+
     def diagonal(self, params: Tensor) -> Tensor:
         """The main diagonal of V(θ)."""
         return self.build(params).diagonal()
@@ -131,6 +136,12 @@ class Matrix(nn.Module, ABC):
         """The diagonal of Z C Z', shape (rows,)."""
         Z = self.build(params)
         return (inner.matmul(inner_params, Z.mT).mT * Z).sum(1)
+
+    def sandwich_entries(
+        self, params: Tensor, inner: "Matrix", inner_params: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Elements of Z C Z', as ``entries`` gives them."""
+        return self.sandwich(params, inner, inner_params)[rows, columns]
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:
         """Add Z C Z' to ``out`` in place, as ``add_to`` does."""

@@ -18,7 +18,7 @@ LAWS = (
     Law("names, thetas and leaves agree", modules.names, 1),
     Law("without parameters the module's own are taken", values.own_theta, 1),
     Law("`matmul` and `rmatmul` are products with the matrix", values.products, 5),
-    Law("`submatrix`, `diagonal` and `is_diagonal` agree with the matrix", values.elements, 5),
+    Law("`submatrix`, `entries`, `diagonal` and `is_diagonal` agree with the matrix", values.elements, 5),
     Law("`level_blocks` agrees with the matrix", values.level_blocks, 3),
     Law("`add_to` adds the matrix, with its gradient", values.in_place_sum, 3),
     Law("`sandwich` and `add_sandwich_to` agree with the matrix", values.sandwich, 2),

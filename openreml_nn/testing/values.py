@@ -64,6 +64,7 @@ def elements(case: Case, theta: Tensor) -> None:
     V, A = case.matrix, case.matrix.build(theta)
     rows, columns = case.indices(A.shape[0], 5), case.indices(A.shape[1], 7)
     require_close(V.submatrix(theta, rows, columns), A[rows][:, columns], "`submatrix`", tolerance=1e-12)
+    require_close(V.entries(theta, rows[:, None], columns), A[rows][:, columns], "`entries`", tolerance=1e-12)
     require_close(V.diagonal(theta), A.diagonal(), "`diagonal`", tolerance=1e-12)
     if V.is_diagonal:
         require(A.shape[0] == A.shape[1], "`is_diagonal` is true of a matrix that is not square")
@@ -103,6 +104,9 @@ def sandwich(case: Case, theta: Tensor) -> None:
             return A @ inner.build(x) @ A.mT
 
         require_close(Z.sandwich(theta, inner, own), dense(own), f"`sandwich` {name}")
+        rows, columns = case.indices(Z.shape[0], 4)[:, None], case.indices(Z.shape[0], 3)
+        got = Z.sandwich_entries(theta, inner, own, rows, columns)
+        require_close(got, dense(own)[rows, columns], f"`sandwich_entries` {name}")
         _same_sum(
             dense,
             lambda out, x, inner=inner: Z.add_sandwich_to(out, theta, inner, x),

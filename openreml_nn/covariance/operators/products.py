@@ -54,6 +54,13 @@ class KroneckerProduct(Operator):
             rows, columns = rows // a.shape[0], columns // a.shape[1]
         return reduce(torch.mul, pieces)
 
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        pieces = []
+        for a, own in reversed(self.parts(params)):
+            pieces.append(a.entries(own, rows % a.shape[0], columns % a.shape[1]))
+            rows, columns = rows // a.shape[0], columns // a.shape[1]
+        return reduce(torch.mul, pieces)
+
     def diagonal(self, params: Tensor) -> Tensor:
         if all(a.shape[0] == a.shape[1] for a in self.operand_list()):
             return reduce(torch.kron, [a.diagonal(own) for a, own in self.parts(params)])
@@ -92,6 +99,9 @@ class HadamardProduct(Operator):
 
     def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return reduce(torch.mul, [a.submatrix(own, rows, columns) for a, own in self.parts(params)])
+
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return reduce(torch.mul, [a.entries(own, rows, columns) for a, own in self.parts(params)])
 
     def diagonal(self, params: Tensor) -> Tensor:
         return reduce(torch.mul, [a.diagonal(own) for a, own in self.parts(params)])

@@ -45,6 +45,9 @@ class Sum(Operator):
     def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return sum(a.submatrix(own, rows, columns) for a, own in self.parts(params))  # type: ignore[return-value]
 
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return sum(a.entries(own, rows, columns) for a, own in self.parts(params))  # type: ignore[return-value]
+
     def diagonal(self, params: Tensor) -> Tensor:
         return sum(operand.diagonal(own) for operand, own in self.parts(params))  # type: ignore[return-value]
 

@@ -62,6 +62,16 @@ class CellMatrix(IncidenceMatrix):
     def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         return inner.diagonal(inner_params)[self._places()] * self._known(inner_params)
 
+    def sandwich_entries(
+        self, params: Tensor, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        places = self._places()
+        part = inner.entries(inner_params, places[rows], places[columns])
+        if not self._some_unknown:
+            return part
+        known = self._known(part)
+        return known[rows] * part * known[columns]
+
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""
         blocks = inner.level_blocks(inner_params, len(self.levels)) if self._few_pairs() else None

@@ -39,6 +39,9 @@ class DiagonalStructure(Matrix):
     def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return (rows[:, None] == columns) * self.diagonal(params)[rows][:, None]
 
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return (rows == columns) * self.diagonal(params)[rows]
+
 
 class IdentityMatrix(DiagonalStructure):
     r"""V = I, with no parameters.
@@ -53,6 +56,9 @@ class IdentityMatrix(DiagonalStructure):
 
     def diagonal(self, params: Tensor) -> Tensor:
         return params.new_ones(self.shape[0])
+
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return (rows == columns).to(params.dtype)
 
     def common_block(self, params: Tensor, count: int) -> Tensor | None:
         s, left = divmod(self.shape[0], count)
@@ -82,6 +88,9 @@ class ScalarMatrix(DiagonalStructure):
 
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         return self.trans_params(params) * rhs
+
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return (rows == columns) * self.trans_params(params)
 
     def common_block(self, params: Tensor, count: int) -> Tensor | None:
         s, left = divmod(self.shape[0], count)

@@ -104,6 +104,37 @@ class IncidenceMatrix(Matrix):
             blocks = grid.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
         return ((x[:, None, :] @ blocks[self.codes.clamp(min=0)])[:, 0] * x).sum(1)
 
+    def sandwich_entries(
+        self, params: Tensor, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Through the blocks of G where effects of different levels are uncorrelated, so that G is not formed."""
+        common = inner.common_block(inner_params, len(self.levels))
+        blocks = inner.level_blocks(inner_params, len(self.levels)) if common is None else common
+        if blocks is None:
+            return self._entries_by_effects(inner, inner_params, rows, columns)
+        level, other = self.codes[rows], self.codes[columns]
+        same = level == other
+        if self._some_unknown:
+            same = same & (level >= 0)
+        own = blocks if common is not None else blocks[level.clamp(min=0)]
+        if self.values is None:
+            return same * own[..., 0, 0]
+        x = self.values.to(own.dtype)
+        left, right = (x[rows][..., None, :] @ own)[..., 0, :], x[columns]
+        return same * sum(left[..., a] * right[..., a] for a in range(len(self.effects)))
+
+    def _entries_by_effects(self, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Elements of Z C Z' for any C, one pair of effects after the other."""
+        total: Tensor | None = None
+        for a in range(len(self.effects)):
+            for b in range(len(self.effects)):
+                part = inner.entries(inner_params, self._column(a)[rows], self._column(b)[columns])
+                left, right = self._value(a, part), self._value(b, part)
+                part = part if left is None else left[rows] * part
+                part = part if right is None else part * right[columns]
+                total = part if total is None else total + part
+        return total  # type: ignore[return-value]
+
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""
         blocks = inner.level_blocks(inner_params, len(self.levels)) if self._few_pairs() else None
