@@ -98,9 +98,11 @@ def fit(
     while not history or not (history[-1].done or history[-1].iteration >= max_steps):
         optimizer.step(closure)
         history.append(optimizer.progress)
-    current.clear()
-    with torch.no_grad():
-        evaluation = problem.evaluate(V.theta.detach())
+    evaluation = current.pop()
+    if not torch.equal(evaluation.theta, V.theta):  # the last trial was rejected
+        del evaluation
+        with torch.no_grad():
+            evaluation = problem.evaluate(V.theta.detach())
     return build_result(objective, evaluation, history, names, time.perf_counter() - began)
 
 

@@ -15,6 +15,7 @@ from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
 from openreml_nn.solvers import Evaluation, RandomTerm, random_terms
+from openreml_nn.solvers.terms import operands_of
 from openreml_nn.summary import aligned_text, variance_text
 
 
@@ -60,7 +61,7 @@ class FitResult:
     @property
     def loglik(self) -> float:
         """ℓ, with its constants."""
-        return float(self.objective.loglik(self.evaluation))
+        return float(self.objective.loglik(self.evaluation).detach())
 
     @property
     def n(self) -> int:
@@ -195,21 +196,23 @@ class FitResult:
     def residual_variance(self) -> Tensor:
         """Variance of each observation that is not in a random term, shape (n,)."""
         random = {term.name for term in random_terms(self.V, self.theta)}
-        named = [("", self.V, self.theta)]
-        if isinstance(self.V, Sum):
-            named = [(name, *part) for name, part in zip(self.V.operand_names, self.V.parts(self.theta), strict=True)]
-        rest = [operand.diagonal(own).detach() for name, operand, own in named if name not in random]
+        operands = operands_of(self.V, self.theta)
+        rest = [operand.diagonal(own).detach() for name, operand, own in operands if name not in random]
         return torch.stack(rest).sum(0) if rest else self.theta.new_zeros(self.n)
 
-    def predict(self, X: Tensor, Z: dict[str, Matrix] | None = None) -> pd.DataFrame:
+    def predict(
+        self, X: Tensor, Z: dict[str, Matrix] | None = None, unseen: dict[str, Matrix] | None = None
+    ) -> pd.DataFrame:
         """Predictions for new rows: prediction, std_error (of Xβ + Zu, without the residual).
 
         Args:
             X: Design of the new rows with all columns of the fitted X, shape (m, number of columns).
             Z: Design of the new rows for each random term by name; a row of zeros for a new level.
+            unseen: The other way round: new levels at a level of the fit that has their variance, rows of zeros for
+                levels of the fit. Without it a new level adds nothing to the standard error.
         """
         kept = self.evaluation.problem.fixed.kept
-        mean, variance = likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z or {})
+        mean, variance = likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z or {}, unseen)
         return pd.DataFrame({"prediction": mean.cpu().numpy(), "std_error": variance.clamp(min=0).sqrt().cpu().numpy()})
 
     # ---- text --------------------------------------------------------------------------------------------------------
