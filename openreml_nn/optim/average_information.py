@@ -271,10 +271,12 @@ class AverageInformation(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        for memory in self.state.values():
+        for memory, given in zip(self.state.values(), state_dict["state"].values(), strict=True):
             for key, kind in _ARRAYS.items():
                 if key in memory:
                     memory[key] = memory[key].detach().cpu().numpy().astype(kind)
+            # torch rebuilds whatever can be iterated element by element, which makes nonsense of a text
+            memory.update({key: value for key, value in given.items() if isinstance(value, (str, list))})
 
     # ---- parameters as one vector ------------------------------------------------------------------------------------
 
