@@ -42,7 +42,7 @@ class Geometry:
         """The free parameters of V at its present thetas."""
         theta = V.theta.detach()
         k = V.num_params
-        units, below, above = np.ones(k), np.zeros(k, dtype=bool), np.zeros(k, dtype=bool)
+        units, below, above = np.ones(k), np.full(k, False), np.full(k, False)
         mirrors = np.zeros((k, k), dtype=bool)
         for _, leaf, index in V.leaves():
             for i, column in leaf.mirrors.items():
@@ -55,7 +55,7 @@ class Geometry:
                 if math.isinf(low) and math.isinf(high) and power and size > 0:
                     units[i] = size**power
         fixed = set(V.no_grad_index)
-        free = [i for i in range(k) if i not in fixed]
+        free = np.array([i for i in range(k) if i not in fixed], dtype=int)
         names = short_names(V.param_names)
         return cls(units[free], below[free], above[free], mirrors[np.ix_(free, free)], [names[i] for i in free])
 

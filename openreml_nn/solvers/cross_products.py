@@ -103,7 +103,7 @@ class SparseCoupling(Coupling):
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         part = sum(v * block[:, self.level] for v, block in zip(self.value, blocks, strict=True))
-        return torch.stack([_sum_at(self.column, row, self.shape[2]) for row in part], dim=1)  # type: ignore[union-attr]
+        return torch.stack([_sum_at(self.column, row, self.shape[2]) for row in part], dim=1)
 
     def to_first(self, rest: Tensor) -> Tensor:
         taken = rest.mT[:, self.column]
@@ -117,7 +117,7 @@ class SparseCoupling(Coupling):
         return lower + lower.tril(-1).mT
 
     def within(self, Phi: Tensor) -> Tensor:
-        s, L, _ = self.shape
+        L = self.shape[1]
         twice = Phi.tril(-1) * 2.0
         twice.diagonal().copy_(Phi.diagonal())
         part = twice.reshape(-1)[self.place] * self.product
@@ -125,7 +125,9 @@ class SparseCoupling(Coupling):
         return 0.5 * (blocks + blocks.transpose(0, 1))
 
 
-def cross_products(first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None) -> CrossProducts:
+def cross_products(
+    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None
+) -> CrossProducts:
     """One pass over the rows.
 
     Args:
@@ -178,7 +180,7 @@ def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[tuple[Tensor, Tensor
 
 def _coupling(codes: Tensor, wx: Tensor, columns: list[tuple[Tensor, Tensor]] | None, rest: list[Matrix],
               shape: tuple[int, int, int]) -> Coupling:  # fmt: skip
-    s, L, q = shape
+    _, L, q = shape
     if columns is None or not L or not q:
         C = wx.new_zeros(shape)
         if L and q:

@@ -1,6 +1,7 @@
 r"""The mixed-model equations solved at one θ.
 
-With B₁ the design of the term that is eliminated level by level, B_T that of the rest and covariances S and Ĝ in units of σ²,
+With B₁ the design of the term that is eliminated level by level, B_T that of the rest, and covariances S and Ĝ in units
+of σ²,
 
     S̃ = B_T'R₀⁻¹B_T − Σ_l C_l'K_l C_l,   K_l = S(I + A_l S)⁻¹,   N_l = (I + A_l S)⁻¹,   Φ = Ĝ (I + S̃Ĝ)⁻¹,
 
@@ -53,7 +54,7 @@ class Equations:
         self.logdet_V = n * sigma2.log() + logdet_first + logdet_rest
         self.logdet_M = 2.0 * L.diagonal().log().sum() - p * sigma2.log()
 
-    # ---- the rest: (I + S̃Ĝ)⁻¹ by Cholesky where Ĝ is diagonal, by LU where it is not ---------------------------------
+    # ---- the rest: (I + S̃Ĝ)⁻¹ by Cholesky where Ĝ is diagonal, by LU where it is not --------------------------------
 
     def _factor_rest(self) -> Tensor:
         """Factor; returns log|I + S̃Ĝ|."""

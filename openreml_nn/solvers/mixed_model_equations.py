@@ -1,10 +1,10 @@
 r"""The mixed-model equations, on cross-products: an evaluation whose cost does not depend on n.
 
-V = σ²R₀ + Σ Z G Z' with R₀ diagonal and known. The term with the most levels is eliminated level by level, what remains
-is one dense system for the other terms (the rest), and one for the fixed effects. A zero variance is an ordinary number.
+V = σ²R₀ + Σ Z G Z' with R₀ diagonal and known. The term with the most levels is eliminated level by level, what is left
+is one dense system for the other terms (the rest) and one for the fixed effects. A zero variance is an ordinary number.
 
-Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates, Mächler, Bolker & Walker (2015), Journal
-of Statistical Software 67(1), and of MixedModels.jl.
+Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates, Mächler, Bolker & Walker (2015),
+Journal of Statistical Software 67(1), and of MixedModels.jl.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ class MixedModelEquationsSolver(Solver):
     name = "mixed_model_equations"
 
     def refusal(self, V: Matrix) -> str | None:
-        others = [(name, a) for name, a, _ in operands_of(V, V.theta.detach()) if _is_scaled_diagonal(a)]
-        if len(others) != 1:
+        operands = [(name, operand) for name, operand, _ in operands_of(V, V.theta.detach())]
+        if sum(_is_scaled_diagonal(operand) for _, operand in operands) != 1:
             return "it needs exactly one residual σ²I, or σ² times known weights (a `ScalarMatrix` operand of a `Sum`)."
-        for name, operand, own in operands_of(V, V.theta.detach()):
-            if name != others[0][0] and not isinstance(operand, CovariancePropagation):
-                return f"it needs random terms `CovariancePropagation(Z, G)`, and {name!r} is a {type(operand).__name__}."
+        for name, operand in operands:
             if isinstance(operand, CovariancePropagation) and operand.Z.num_params:
                 return f"it needs a fixed Z, and that of {name!r} has parameters."
+            if not isinstance(operand, CovariancePropagation) and not _is_scaled_diagonal(operand):
+                return f"it needs terms `CovariancePropagation(Z, G)`, and {name!r} is a {type(operand).__name__}."
         return None
 
     def cost(self, V: Matrix) -> str:
@@ -172,7 +172,7 @@ class _Terms(Function):
 class MixedModelEvaluation(Evaluation):
     """The mixed-model equations solved at one θ.
 
-    Working variates are in the coordinates of [B e]: a column (α, s) stands for the vector Bα + s e, up to the span of U.
+    Working variates are in the coordinates of [B e]: a column (α, s) is the vector Bα + s e, up to the span of U.
     """
 
     problem: MixedModelProblem
@@ -187,14 +187,15 @@ class MixedModelEvaluation(Evaluation):
                     problem.products, problem.n, problem.p, sigma2.detach(), first.detach(), [G.detach() for G in rest]
                 )
         except torch.linalg.LinAlgError as error:
-            raise NotPositiveDefinite(f"The mixed-model equations have no solution at theta {theta.tolist()}.") from error
+            message = f"The mixed-model equations have no solution at theta {theta.tolist()}."
+            raise NotPositiveDefinite(message) from error
         logdet_V, logdet_M, self.yPy = _Terms.apply(self.equations, sigma2, first, *rest)
         self.logdet_V = logdet_V + problem.logdet_R0
         self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
         self.gamma = self.equations.gamma
         self.gamma_cov = self.equations.sigma2 * self.equations.UU_inverse
 
-    # ---- effects: level by level for the first term, columns of the rest for the others --------------------------------
+    # ---- effects: level by level for the first term, columns of the rest for the others ------------------------------
 
     def _by_level(self, effects: Tensor) -> Tensor:
         """Effects of the first term, shape (s · L, m), effect by effect, as (s, m, L)."""
@@ -225,7 +226,7 @@ class MixedModelEvaluation(Evaluation):
         first, rest = self.equations.Pe
         return self._join(first[:, None], rest[:, None])
 
-    # ---- average information -------------------------------------------------------------------------------------------
+    # ---- average information -----------------------------------------------------------------------------------------
 
     def working_variates(self) -> Tensor:
         r"""V̇_k P y = B(ġ_k − (σ̇²/σ²) u) + (σ̇²/σ²) e, ġ_k = Ġ_k B'Py, u = G B'Py; shape (q + 1, k)."""
@@ -256,7 +257,7 @@ class MixedModelEvaluation(Evaluation):
         return (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2 + cross + cross.mT + (
             equations.ePe * relative.mT @ relative)
 
-    # ---- effects and their variances -------------------------------------------------------------------------------------
+    # ---- effects and their variances ---------------------------------------------------------------------------------
 
     def ZtPy(self, term: RandomTerm) -> Tensor:
         names = [t.name for t in all_terms(self.problem.V, self.theta)]
@@ -279,7 +280,7 @@ class MixedModelEvaluation(Evaluation):
             return G.square() * (rest[own] if rest.ndim == 1 else rest.diagonal()[own]) / sigma2
         return ((G @ rest[own, own]) * G).sum(1) / sigma2
 
-    # ---- rows ----------------------------------------------------------------------------------------------------------
+    # ---- rows --------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _rows_Py(self) -> Tensor:
