@@ -42,7 +42,9 @@ class Geometry:
         """The free parameters of V at its present thetas."""
         theta = V.theta.detach()
         k = V.num_params
-        units, below, above = np.ones(k), np.full(k, False), np.full(k, False)
+        units: np.ndarray = np.ones(k)
+        below: np.ndarray = np.full(k, False)
+        above: np.ndarray = np.full(k, False)
         mirrors = np.zeros((k, k), dtype=bool)
         for _, leaf, index in V.leaves():
             for i, column in leaf.mirrors.items():
