@@ -42,9 +42,8 @@ class Geometry:
         """The free parameters of V at its present thetas."""
         theta = V.theta.detach()
         k = V.num_params
-        units: np.ndarray = np.ones(k)
-        below: np.ndarray = np.full(k, False)
-        above: np.ndarray = np.full(k, False)
+        units = np.ones(k)
+        below, above = np.zeros((2, k), dtype=bool)
         mirrors = np.zeros((k, k), dtype=bool)
         for _, leaf, index in V.leaves():
             for i, column in leaf.mirrors.items():
@@ -59,7 +58,7 @@ class Geometry:
         fixed = set(V.no_grad_index)
         free = np.array([i for i in range(k) if i not in fixed], dtype=int)
         names = short_names(V.param_names)
-        return cls(units[free], below[free], above[free], mirrors[np.ix_(free, free)], [names[i] for i in free])
+        return cls(units[free], np.take(below, free), np.take(above, free), mirrors[np.ix_(free, free)], [names[i] for i in free])
 
     def named(self, which: Sequence[int]) -> str:
         """Names of some parameters, for a message."""
