@@ -98,11 +98,11 @@ def fit(
     while not history or not (history[-1].done or history[-1].iteration >= max_steps):
         optimizer.step(closure)
         history.append(optimizer.progress)
-    evaluation = current.pop()
-    if not torch.equal(evaluation.theta, V.theta):  # the last trial was rejected
-        del evaluation
+    if not current or not torch.equal(current[0].theta, V.theta):  # the last trial was rejected
+        current.clear()
         with torch.no_grad():
-            evaluation = problem.evaluate(V.theta.detach())
+            current.append(problem.evaluate(V.theta.detach()))
+    evaluation = current.pop()
     return build_result(objective, evaluation, history, names, time.perf_counter() - began)
 
 

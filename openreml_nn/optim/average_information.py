@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
 from openreml_nn.optim.geometry import Geometry
+from openreml_nn.optim.secant import predicts_better, updated
 from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
+ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
+FAR = 6.0  # raw way from the start at which parameters that cannot be told apart have run off together
 DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of parameters that can be told apart
 
 
 _ARRAYS = {
-    "origin": float, "score": float, "information": float, "units": float, "held": int, "finite": bool, "mirrors": bool
+    "origin": float, "score": float, "information": float, "secant": float, "units": float,
+    "held": int, "finite": bool, "mirrors": bool,
 }  # fmt: skip
 
 
@@ -161,7 +165,7 @@ class AverageInformation(torch.optim.Optimizer):
             score=self._score(), information=self._checked_information(k),
             held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
             finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors, names=geometry.names,
-            iteration=0, step_norm=0.0, step_length=0.0, trials=1,
+            secant=np.zeros((k, k)), use_secant=False, iteration=0, step_norm=0.0, step_length=0.0, trials=1,
             done=False, converged=False, reason="",
         )  # fmt: skip
         self._judge(s)
@@ -169,7 +173,7 @@ class AverageInformation(torch.optim.Optimizer):
     def _advance(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
         """Try steps until one is accepted, or none is left to try."""
         units, theta, free = s["units"], s["theta"], s["held"] == 0
-        g, H = s["score"] * units, s["information"] * np.outer(units, units)
+        g, H = s["score"] * units, self._curvature(s, s["use_secant"]) * np.outer(units, units)
         candidates = leaps(self._place(s))
         trials = 0
         while True:
@@ -197,6 +201,7 @@ class AverageInformation(torch.optim.Optimizer):
                 s["radius"] = radius
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
+        self._learn(s, (new - theta).to(torch.float64).cpu().numpy(), score, information, gain, ordinary=leap is None)
         full = float(np.linalg.norm(newton_step(H[np.ix_(free, free)], g[free])))
         s.update(
             theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
@@ -204,6 +209,20 @@ class AverageInformation(torch.optim.Optimizer):
             units=self._geometry_now(len(g)).units,
         )  # fmt: skip
         self._judge(s)
+
+    def _learn(
+        self, s: dict[str, Any], step: np.ndarray, score: np.ndarray, information: np.ndarray, gain: float, ordinary: bool
+    ) -> None:
+        """Learn from an accepted step what the information leaves out; a leap tells nothing of the curvature."""
+        S = s["secant"]
+        if not ordinary:
+            s.update(secant=np.zeros_like(S), use_secant=False)
+            return
+        use = bool(S.any()) and predicts_better(S, s["information"], s["score"], step, gain)
+        s.update(secant=updated(S, information, step, s["score"] - score), use_secant=use)
+
+    def _curvature(self, s: dict[str, Any], use_secant: bool = True) -> np.ndarray:
+        return s["information"] + s["secant"] if use_secant else s["information"]
 
     def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, leap: Leap | None) -> tuple[np.ndarray, float]:
         """A step in units of the parameters, and the gain in ℓ that the model promises for it."""
@@ -235,8 +254,9 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:
         free = s["held"] == 0
-        left = newton_decrement(s["information"][np.ix_(free, free)], s["score"][free])
-        if left < 1e-6:
+        inner = np.ix_(free, free)
+        left = min(newton_decrement(self._curvature(s, use)[inner], s["score"][free]) for use in (False, True))
+        if left < ENOUGH:
             self._end(s, "no gain above rounding is left")
         else:
             s.update(done=True, converged=False, reason=f"no step raises the likelihood (Newton decrement {left:.2g})")
@@ -244,16 +264,17 @@ class AverageInformation(torch.optim.Optimizer):
     def _end(self, s: dict[str, Any], reason: str) -> None:
         free = s["held"] == 0
         confounded = _confounded(s["information"][np.ix_(free, free)])
-        if len(confounded):
-            raise ConfoundedParameters(
-                f"The data cannot tell these parameters apart: {', '.join(np.array(s['names'])[free][confounded])}. "
-                f"Their average information is singular. Remove one of the terms, or fix one of the parameters."
-            )
-        below, above = s["finite"]
+        names, (below, above) = np.array(s["names"]), s["finite"]
         runs_off = ((s["held"] < 0) & ~below) | ((s["held"] > 0) & ~above)
-        names = np.array(s["names"])
+        if len(confounded) and (np.abs(self._place(s).moved[free][confounded]) > FAR).all():
+            runs_off[np.flatnonzero(free)[confounded]] = True
+        elif len(confounded):
+            raise ConfoundedParameters(
+                f"The data cannot tell these parameters apart: {', '.join(names[free][confounded])}. Their average "
+                f"information is singular. Remove one of the terms, or fix one of the parameters."
+            )
         if runs_off.any():
-            reason = f"no finite maximum: the likelihood rises as {', '.join(names[runs_off])} grows without bound"
+            reason = f"no finite maximum: the likelihood still rises where {', '.join(names[runs_off])} has no bound"
         elif (s["held"] != 0).any():
             reason = f"{reason}, on the boundary of {', '.join(names[s['held'] != 0])}"
         s.update(done=True, converged=not runs_off.any(), reason=reason)
