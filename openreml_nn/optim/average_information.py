@@ -164,8 +164,9 @@ class AverageInformation(torch.optim.Optimizer):
             theta=self._gather(), origin=self._gather().to(torch.float64).cpu().numpy(), loss=loss,
             score=self._score(), information=self._checked_information(k),
             held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
-            finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors, names=geometry.names,
-            secant=np.zeros((k, k)), use_secant=False, iteration=0, step_norm=0.0, step_length=0.0, trials=1,
+            finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors,
+            names=geometry.names, secant=np.zeros((k, k)), use_secant=False,
+            iteration=0, step_norm=0.0, step_length=0.0, trials=1,
             done=False, converged=False, reason="",
         )  # fmt: skip
         self._judge(s)
@@ -201,7 +202,7 @@ class AverageInformation(torch.optim.Optimizer):
                 s["radius"] = radius
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
-        self._learn(s, (new - theta).to(torch.float64).cpu().numpy(), score, information, gain, ordinary=leap is None)
+        self._learn(s, step * units if leap is None else None, score, information, gain)
         full = float(np.linalg.norm(newton_step(H[np.ix_(free, free)], g[free])))
         s.update(
             theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
@@ -211,11 +212,11 @@ class AverageInformation(torch.optim.Optimizer):
         self._judge(s)
 
     def _learn(
-        self, s: dict[str, Any], step: np.ndarray, score: np.ndarray, information: np.ndarray, gain: float, ordinary: bool
+        self, s: dict[str, Any], step: np.ndarray | None, score: np.ndarray, information: np.ndarray, gain: float
     ) -> None:
-        """Learn from an accepted step what the information leaves out; a leap tells nothing of the curvature."""
+        """Learn from an accepted step what the information leaves out; a leap (None) tells nothing of the curvature."""
         S = s["secant"]
-        if not ordinary:
+        if step is None:
             s.update(secant=np.zeros_like(S), use_secant=False)
             return
         use = bool(S.any()) and predicts_better(S, s["information"], s["score"], step, gain)

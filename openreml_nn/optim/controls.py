@@ -99,7 +99,7 @@ class TrustRegion(StepControl):
     """
 
     radius: float = 2.0
-    most: float = 16.0
+    most: float = 4.0
 
     @property
     def first_radius(self) -> float:

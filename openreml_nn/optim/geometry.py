@@ -35,7 +35,8 @@ class Geometry:
     def plain(cls, k: int) -> "Geometry":
         """k parameters about which nothing is known."""
         no = np.zeros((k, k), dtype=bool)
-        return cls(np.ones(k), no.any(axis=0), no.any(axis=0), no, [f"theta_{i}" for i in range(k)])
+        never = np.zeros(k, dtype=bool)
+        return cls(np.ones(k), never, never, no, [f"theta_{i}" for i in range(k)])
 
     @classmethod
     def of(cls, V: Matrix) -> "Geometry":
@@ -58,7 +59,7 @@ class Geometry:
         fixed = set(V.no_grad_index)
         free = np.array([i for i in range(k) if i not in fixed], dtype=int)
         names = short_names(V.param_names)
-        return cls(units[free], np.take(below, free), np.take(above, free), mirrors[np.ix_(free, free)], [names[i] for i in free])
+        return cls(units[free], below[free], above[free], mirrors[np.ix_(free, free)], [names[i] for i in free])
 
     def named(self, which: Sequence[int]) -> str:
         """Names of some parameters, for a message."""
