@@ -27,7 +27,8 @@ class KroneckerProduct(Operator):
         return math.prod(a.shape[0] for a in operands), math.prod(a.shape[1] for a in operands)
 
     def build(self, params: Tensor) -> Tensor:
-        return reduce(torch.kron, [a.build(own) for a, own in self.parts(params)])
+        # torch.kron takes contiguous operands only; a transposed or expanded one raises
+        return reduce(torch.kron, [a.build(own).contiguous() for a, own in self.parts(params)])
 
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         return self._along_axes(params, rhs, transpose=False)
