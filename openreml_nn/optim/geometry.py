@@ -44,7 +44,7 @@ class Geometry:
         theta = V.theta.detach()
         k = V.num_params
         units = np.ones(k)
-        below, above = np.zeros((2, k), dtype=bool)
+        ends: np.ndarray = np.zeros((2, k), dtype=bool)
         mirrors = np.zeros((k, k), dtype=bool)
         for _, leaf, index in V.leaves():
             for i, column in leaf.mirrors.items():
@@ -53,13 +53,13 @@ class Geometry:
                 size = float(leaf.diagonal(theta[index]).abs().mean()) if leaf.shape[0] == leaf.shape[1] else 1.0
             for i, t, power in zip(index, leaf._transforms(), leaf.scale_powers, strict=True):
                 low, high = (-math.inf, math.inf) if t is None else t.image
-                below[i], above[i] = math.isfinite(low), math.isfinite(high)
+                ends[:, i] = math.isfinite(low), math.isfinite(high)
                 if math.isinf(low) and math.isinf(high) and power and size > 0:
                     units[i] = size**power
         fixed = set(V.no_grad_index)
         free = np.array([i for i in range(k) if i not in fixed], dtype=int)
         names = short_names(V.param_names)
-        return cls(units[free], below[free], above[free], mirrors[np.ix_(free, free)], [names[i] for i in free])
+        return cls(units[free], ends[0, free], ends[1, free], mirrors[np.ix_(free, free)], [names[i] for i in free])
 
     def named(self, which: Sequence[int]) -> str:
         """Names of some parameters, for a message."""
