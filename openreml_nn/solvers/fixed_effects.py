@@ -83,7 +83,7 @@ def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop"
         raise ValueError(f"{len(y)} observations leave no degrees of freedom beside {len(kept)} fixed effects.")
     X = X[:, kept] if aliased else X
     U, R = torch.linalg.qr(X)
-    shift, constant, outside = _exact_shift(y, U, R)
+    shift, constant, outside = _exact_shift(y, X, U, R)
     e, a = y - shift, U.new_zeros(U.shape[1])
     for _ in range(2):
         c = U.mT @ e
@@ -95,7 +95,7 @@ def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop"
     return FixedEffects(U, R, e, kept, aliased, ols)
 
 
-def _exact_shift(y: Tensor, U: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _exact_shift(y: Tensor, X: Tensor, U: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A constant c to take from y, without rounding, where X spans the constants.
 
     Differences of neighbours such as y − y_median are exact in floating point, products with U are not: of
@@ -110,7 +110,11 @@ def _exact_shift(y: Tensor, U: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tenso
     outside = ones - U @ a
     if outside.detach().abs().max() > 1e-10:
         return y.new_zeros(()), torch.zeros_like(a), torch.zeros_like(y)
-    return y.detach().median(), torch.linalg.solve_triangular(R, a[:, None], upper=True)[:, 0], outside
+    coefficients = torch.linalg.solve_triangular(R, a[:, None], upper=True)
+    for _ in range(2):  # refined, because the caller multiplies them by a c that may be large
+        left = U.mT @ (ones[:, None] - X @ coefficients)
+        coefficients = coefficients + torch.linalg.solve_triangular(R, left, upper=True)
+    return y.detach().median(), coefficients[:, 0], outside
 
 
 def _independent_columns(X: Tensor) -> tuple[list[int], list[int]]:

@@ -17,9 +17,9 @@ from torch.linalg import solve_triangular
 
 
 def _in_place_allowed(*tensors: Tensor) -> bool:
-    """Whether nothing records what is done to these tensors, neither autograd nor ``torch.func``."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return not torch.is_grad_enabled() and not any(wrapped(t) for t in tensors)
+    """Whether nothing records what is done to these tensors: no autograd, ``torch.func`` or batch of gradients."""
+    ways = (torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor)
+    return not torch.is_grad_enabled() and not any(wrapped(t) for t in tensors for wrapped in ways)
 
 
 class _Inverse(Function):
