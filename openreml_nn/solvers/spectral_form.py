@@ -1,0 +1,190 @@
+"""V read as a·ZKZ' + b·I: which operand plays which part, and how rows belong to what is reduced."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce as fold
+
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance import (
+    CovariancePropagation,
+    IdentityMatrix,
+    IncidenceMatrix,
+    KnownMatrix,
+    KroneckerProduct,
+    Matrix,
+    ScalarMatrix,
+    SimpleMatrix,
+)
+from openreml_nn.solvers.reductions import Source
+from openreml_nn.solvers.terms import operands_of
+
+FromParams = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A fixed matrix times one number, s(θ) K; K is None for I."""
+
+    K: Tensor | None
+    scale: FromParams
+
+
+def scaled(G: Matrix) -> Scaled | None:
+    """G as a number times a fixed matrix, or None where it is not one."""
+    if isinstance(G, KnownMatrix):
+        return Scaled(G.K, lambda params: G.trans_params(params)[0])
+    if isinstance(G, ScalarMatrix):
+        return Scaled(None, lambda params: G.trans_params(params)[0])
+    if isinstance(G, IdentityMatrix):
+        return Scaled(None, lambda params: params.new_ones(()))
+    if isinstance(G, SimpleMatrix) and G.shape[0] == G.shape[1]:
+        return Scaled(G.values, lambda params: params.new_ones(()))
+    if isinstance(G, KroneckerProduct):
+        factors = [scaled(operand) for operand in G.operand_list()]
+        large = [k for k, operand in enumerate(G.operand_list()) if operand.shape[0] > 1]
+        if len(large) <= 1 and all(factor is not None for factor in factors):
+            known = [factor for factor in factors if factor is not None]
+            kernel = known[large[0]].K if large else None
+            return Scaled(kernel, lambda params: fold(torch.mul, [f.scale(p) for f, p in zip(known, G.split(params),
+                                                                                          strict=True)]))  # fmt: skip
+    return None
+
+
+# ---- rows: A = S A₁ S' -----------------------------------------------------------------------------------------------
+
+
+class LevelRows:
+    r"""S = Z D^{-1/2} over the levels with records, D = Z'Z, for rows that belong to one level each: S'S = I."""
+
+    orthonormal = True
+
+    def __init__(self, codes: Tensor, values: Tensor | None, levels: int) -> None:
+        known = codes >= 0
+        x = known.to(torch.float64) if values is None else torch.where(known, values.to(torch.float64), 0.0)
+        places = codes.clamp(min=0)
+        self.D = x.new_zeros(levels).index_add(0, places, x.square())
+        observed = self.D > 0
+        self.size = int(observed.sum())
+        self._place = (observed.cumsum(0) - 1).clamp(min=0)[places]
+        self._weight = x / torch.where(observed, self.D, 1.0).sqrt()[places]
+        self.complete = self.size == len(codes)
+
+    def into(self, v: Tensor) -> Tensor:
+        """S'v, shape (size, m)."""
+        return v.new_zeros((self.size, v.shape[1])).index_add(0, self._place, self._weight[:, None] * v)
+
+    def out(self, c: Tensor) -> Tensor:
+        """S c, shape (n, m)."""
+        return self._weight[:, None] * c[self._place]
+
+    def rest(self, v: Tensor) -> Tensor:
+        """v − SS'v, shape (n, m)."""
+        return torch.zeros_like(v) if self.complete else v - self.out(self.into(v))
+
+
+class AllRows:
+    """S = I."""
+
+    orthonormal = True
+    complete = True
+
+    def __init__(self, n: int) -> None:
+        self.size = n
+
+    def into(self, v: Tensor) -> Tensor:
+        return v
+
+    def out(self, c: Tensor) -> Tensor:
+        return c
+
+    def rest(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+
+class FactorRows:
+    """S = W with A₁ = W'W, for A = W W'; nothing is orthonormal, and the rest of v is v."""
+
+    orthonormal = False
+    complete = False
+
+    def __init__(self, W: Tensor) -> None:
+        self.W, self.size = W, W.shape[1]
+
+    def into(self, v: Tensor) -> Tensor:
+        return self.W.mT.to(v) @ v
+
+    def out(self, c: Tensor) -> Tensor:
+        return self.W.to(c) @ c
+
+    def rest(self, v: Tensor) -> Tensor:
+        return v
+
+
+Rows = LevelRows | AllRows | FactorRows
+
+
+# ---- one kernel ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelForm:
+    """V = a Z K Z' + b I.
+
+    Attributes:
+        term: Name of the operand Z K Z'.
+        scales: [a, b] from V's θ, shape (2,).
+        rows: How the rows belong to what is reduced.
+        source: What is reduced.
+    """
+
+    term: str
+    scales: FromParams
+    rows: Rows
+    source: Source
+
+
+def kernel_form(V: Matrix) -> KernelForm | str:
+    """V as a·ZKZ' + b·I; a sentence that says what is missing where it is not that."""
+    operands = operands_of(V, V.theta.detach())
+    noise = [i for i, (_, operand, _) in enumerate(operands) if isinstance(operand, (ScalarMatrix, IdentityMatrix))]
+    if len(operands) != 2 or len(noise) != 1:
+        names = ", ".join(f"{name or 'V'} ({type(operand).__name__})" for name, operand, _ in operands)
+        return f"it needs one term Z G Z' and one residual σ²I (a `ScalarMatrix`), got {names}."
+    r, t = noise[0], 1 - noise[0]
+    term, Z, G = operands[t][0], None, operands[t][1]
+    if isinstance(G, CovariancePropagation):
+        Z, G = G.Z, G.G
+        if Z.num_params:
+            return f"it needs a fixed Z, and that of {term!r} has parameters."
+    fixed, noise_part = scaled(G), scaled(operands[r][1])
+    if fixed is None or noise_part is None:
+        return (
+            f"it needs one variance times a known matrix (`KnownMatrix`, `ScalarMatrix`) for {term!r}, "
+            f"got a {type(G).__name__} with the parameters {G.param_names}."
+        )
+
+    def scales(theta: Tensor) -> Tensor:
+        parts = [own for _, _, own in operands_of(V, theta)]
+        g = parts[t] if Z is None else operands[t][1].split(parts[t])[1]  # type: ignore[operator]
+        return torch.stack([fixed.scale(g), noise_part.scale(parts[r])])
+
+    rows, source = _rows_of(Z, fixed.K, V.shape[0])
+    return KernelForm(term, scales, rows, source)
+
+
+def _rows_of(Z: Matrix | None, K: Tensor | None, n: int) -> tuple[Rows, Source]:
+    """How rows belong to levels, and what is to be reduced."""
+    if Z is None:
+        rows = LevelRows(torch.arange(n, device=None if K is None else K.device), None, n)
+        return rows, Source("kernel", (K, rows.D))
+    if isinstance(Z, IncidenceMatrix) and len(Z.effects) == 1:
+        rows = LevelRows(Z.codes, None if Z.values is None else Z.values[:, 0], len(Z.levels))
+        return rows, Source("kernel", (K, rows.D))
+    W = Z.values if isinstance(Z, SimpleMatrix) else Z.build(Z.theta.detach())
+    if K is not None:
+        return AllRows(n), Source("sandwich", (W.to(torch.float64), K))
+    if W.shape[1] < n:
+        return FactorRows(W), Source("inner", (W,))
+    return AllRows(n), Source("outer", (W,))
