@@ -1,7 +1,7 @@
 """What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -258,7 +258,7 @@ def natural_scale(
     """
     on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
     limit = torch.where(on == 0, theta, on * math.inf)
-    J = natural_jacobian(V, theta).cpu().numpy()
+    J = natural_jacobian(V, theta)
     estimated = ~np.isnan(np.diag(theta_cov))
     C = np.where(np.outer(estimated, estimated), theta_cov, 0.0)
     depends = (J[:, estimated] != 0).any(axis=1)
@@ -266,14 +266,16 @@ def natural_scale(
     return V.natural(limit).cpu().numpy(), np.where(depends, np.sqrt(variance), math.nan), J != 0
 
 
-def natural_jacobian(V: Matrix, theta: Tensor) -> Tensor:
+def natural_jacobian(V: Matrix, theta: Tensor) -> np.ndarray:
     """Jacobian of ``V.natural``, shape (m, k); a diagonal where a structure's natural parameters are elementwise."""
-    blocks = []
+    slopes, blocks = V.trans_grad(theta).cpu().numpy(), [np.zeros((0, len(theta)))]
     for _, leaf, index in V.leaves():
-        own = theta[index]
         elementwise = type(leaf).natural is Matrix.natural
-        block = leaf.trans_grad(own).diag() if elementwise else torch.func.jacfwd(leaf.natural)(own)
-        J = theta.new_zeros((len(block), len(theta)))
-        J[:, index] = block
-        blocks.append(J)
-    return torch.cat(blocks) if blocks else theta.new_zeros((0, len(theta)))
+        block = np.diag(slopes[index]) if elementwise else _jacobian(leaf.natural, theta[index])
+        blocks.append(np.zeros((len(block), len(theta))))
+        blocks[-1][:, index] = block
+    return np.concatenate(blocks)
+
+
+def _jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> np.ndarray:
+    return torch.func.jacfwd(function)(at).cpu().numpy()

@@ -76,16 +76,22 @@ class Effects:
             return self.design.names
         return [":".join(part) for part in itertools.product(*(cell.labels for cell in self.cells))]
 
-    def Z(self, frame: pd.DataFrame) -> IncidenceMatrix:
-        """Design of the effects for rows of the fit or new ones; unknown levels give rows of zeros."""
-        codes = np.zeros(len(frame), dtype=np.int64) if self.groups is None else self.groups.codes(frame)
+    def Z(self, frame: pd.DataFrame, *, unseen: bool = False) -> IncidenceMatrix:
+        """Design of the effects for rows of the fit or new ones; unknown levels give rows of zeros.
+
+        With ``unseen`` it is the other way round: unknown levels stand at the first one, known ones give rows of zeros.
+        """
+        groups = np.zeros(len(frame), dtype=np.int64) if self.groups is None else self.groups.codes(frame)
+        cells = self.cell_codes(frame)
+        known = (groups >= 0) & (cells >= 0)
+        keep = ~known if unseen else known
+        groups, cells = groups.clip(min=0), cells.clip(min=0)
         labels = ["all"] if self.groups is None else self.groups.labels
+        if self.cells and self.groups is None:
+            return dummy(np.where(keep, cells, -1), self.effects)
+        codes = np.where(keep, groups, -1)
         if self.cells:
-            cells = self.cell_codes(frame)
-            if self.groups is None:
-                return dummy(cells, self.effects)
-            codes = np.where(cells < 0, -1, codes)
-            return CellMatrix(torch.from_numpy(cells.clip(min=0)), dummy(codes, labels), self.effects)
+            return CellMatrix(torch.from_numpy(cells), dummy(codes, labels), self.effects)
         if self.design.is_intercept:
             return dummy(codes, labels)
         return KhatriRaoMatrix(self.design.of(frame), dummy(codes, labels), self.design.names)

@@ -31,11 +31,14 @@ class NewRows:
         X: Design of the fixed effects, shape (m, p).
         Z: Design of the random effects of each term, shape (m, q); rows of zeros for unknown levels.
         known: Whether the level of each row was in the fit, shape (m,), for each term.
+        unseen: The other way round: unknown levels at the first level of the fit, rows of zeros for known ones. It
+            gives an unknown level the variance of the first one.
     """
 
     X: Tensor
     Z: dict[str, IncidenceMatrix]
     known: dict[str, Tensor]
+    unseen: dict[str, IncidenceMatrix]
 
 
 class MixedModel:
@@ -132,14 +135,15 @@ class MixedModel:
         new = new.set_axis([str(column) for column in new.columns], axis=1)
         needed = [*self._fixed_columns, *(c for e in self.effects.values() for c in e.design.columns)]
         exact = tidy_like(new, self._frame, dict.fromkeys(needed))
-        Z = {}
+        Z, unseen = {}, {}
         for name, effects in self.effects.items():
             levels = dict.fromkeys(column for factor in effects.factors for column in factor.columns)
             require_columns(levels, new, f"term {name!r}")
             other = new[[column for column in levels if column not in exact]].reset_index(drop=True)
-            Z[name] = effects.Z(pd.concat([exact, other], axis=1))
+            frame = pd.concat([exact, other], axis=1)
+            Z[name], unseen[name] = effects.Z(frame), effects.Z(frame, unseen=True)
         known = {name: design.codes >= 0 for name, design in Z.items()}
-        return NewRows(torch.from_numpy(self._design.of(exact)), Z, known)
+        return NewRows(torch.from_numpy(self._design.of(exact)), Z, known, unseen)
 
     def __repr__(self) -> str:
         random = ", ".join(self.random) or "none"
@@ -196,6 +200,8 @@ def check_random(effects: Effects, n: int, plain_residual: bool) -> None:
 
 
 def _check_names(random: Mapping[str, Term], residual: Mapping[str, Term]) -> None:
+    if {"class_path", "init_args"} & {*random, *residual}:
+        raise ValueError("A term takes its fields directly (groups, within, …), without `class_path` and `init_args`.")
     for name in [*random, *residual]:
         if not name or "/" in name:
             raise ValueError(f"A term needs a name without '/', got {name!r}.")

@@ -6,7 +6,7 @@ levels and labels come from the table. What it becomes is in `openreml_nn.data.e
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 from openreml_nn.covariance import Levels, Matrix
 from openreml_nn.data.kernels import Kernel
@@ -15,6 +15,7 @@ Structure: TypeAlias = Callable[[Levels], Matrix] | Kernel
 """What makes a matrix over levels: the class of a structure, a ``functools.partial`` of it, a function, a `Kernel`."""
 
 
+@final
 @dataclass(frozen=True)
 class Term:
     r"""One term of V: Z (C ⊗ K) Z', C the covariance of the effects of one group and K the relationship of groups.

@@ -32,16 +32,20 @@ def prediction_error_variance(evaluation: Evaluation, term: RandomTerm) -> Tenso
         return term.G.diagonal(term.G_params) - evaluation.explained_variance(term)
 
 
-def predict(evaluation: Evaluation, X: Tensor, Z: dict[str, Matrix]) -> tuple[Tensor, Tensor]:
+def predict(
+    evaluation: Evaluation, X: Tensor, Z: dict[str, Matrix], unseen: dict[str, Matrix] | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Predictions Xβ̂ + Σ Z û for new rows and their prediction error variances.
 
     With k = Σ Z G Z' for a new row against the old ones, the variance of the error in x'β + z'u is
-    z'Gz − k'Pk + x'Cx − 2 x'C X'V⁻¹k, C the covariance of β̂. A level without records contributes its variance z'Gz.
+    z'Gz − k'Pk + x'Cx − 2 x'C X'V⁻¹k, C the covariance of β̂. A level without records contributes its variance z'Gz;
+    so does a level that is not in G at all, through ``unseen``.
 
     Args:
         evaluation: The fitted model.
         X: Fixed-effects design of the new rows, kept columns only, shape (m, p).
         Z: Design of the new rows for each random term by name, with the columns of the fitted one.
+        unseen: The same for rows whose level is not in G, at a level of the same variance; zeros in all other rows.
 
     Returns:
         (prediction, variance), each of shape (m,).
@@ -61,6 +65,8 @@ def predict(evaluation: Evaluation, X: Tensor, Z: dict[str, Matrix]) -> tuple[Te
                     G_rows = term.G.matmul(term.G_params, rows)
                     variance[first : first + rows.shape[1]] += (rows * G_rows).sum(0)
                     k[:, first : first + rows.shape[1]] += term.Z.matmul(term.Z_params, G_rows)
+            if term.name in (unseen or {}):
+                variance = variance + unseen[term.name].sandwich_diagonal(empty, term.G, term.G_params)  # type: ignore
         fixed = evaluation.problem.fixed
         XtVik = fixed.R.mT @ (fixed.U.mT @ evaluation.solve(k))
         variance = variance - evaluation.inner_diagonal(k) - 2.0 * ((X @ C) * XtVik.mT).sum(1)

@@ -53,13 +53,9 @@ def test_terms_structures_and_kernels() -> None:
               relationship:
                 class_path: openreml_nn.data.Kernel
                 init_args: {source: twotrait_A}
-          residual:
-            class_path: openreml_nn.data.Term
-            init_args:
-              groups: animal
-              within: trait
-              covariance: UnstructuredMatrix
+          residual: {groups: animal, within: trait, covariance: UnstructuredMatrix}
     """).V
+    assert V.operand_names == ["herd", "animal", "residual"]
     effects, kernel = V.operand("animal").G.operand_list()
     assert isinstance(effects, UnstructuredMatrix)
     assert isinstance(kernel, KnownMatrix)
@@ -114,3 +110,8 @@ def test_separable_residual_with_a_nugget() -> None:
 def test_an_unknown_key_is_named() -> None:
     with pytest.raises(ArgumentError, match="covarance"):
         model("data: {table: oats, fixed: yield ~ 1, random: {Block: {groups: Block, covarance: AR1Matrix}}}")
+
+
+def test_a_term_has_no_class_path() -> None:
+    with pytest.raises(ValueError, match="takes its fields directly"):
+        model("data: {table: oats, fixed: yield ~ 1, residual: {class_path: openreml_nn.data.Term, init_args: {}}}")
