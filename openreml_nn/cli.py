@@ -1,16 +1,20 @@
 """The command line: ``openreml-nn fit|validate|predict --config model.yaml``, on LightningCLI.
 
-A mistake of the user is one line on stderr and exit code 1 or 2. With the environment variable ``OPENREML_NN_DEBUG`` set
-to anything, it is a traceback.
+A mistake of the user is one line on stderr and exit code 1 or 2; with the environment variable ``OPENREML_NN_DEBUG``
+set to anything, it is a traceback.
 """
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,16 @@ from openreml_nn.lightning import (
     TensorBoardMonitor,
 )
 
+# The parts of jsonargparse's messages
+_NO_TYPE = "Does not validate against any of the Union subtypes"
+_KEY = re.compile(r'Parser key "([^"]*)"')
+_OPTION = re.compile(r"Option '([^']*)' is not accepted")
+_CLASS_PATH = re.compile(r"class_path'?[:=]? ?'([\w.]+)'")
+_PREFIX = re.compile(r"^Type .* expects a function or a callable class: ")
+_FRAME = re.compile(
+    r"$|Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path|Expected a path but"
+    r"|Expected a <class '\w+'>$|Import path .* subclass of|.* to be a subclass of"
+)
 DEBUG = "OPENREML_NN_DEBUG"
 COMMANDS = ("fit", "validate", "predict")
 CALLBACKS = {
@@ -119,18 +133,43 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether an error is one of the user, as this package raises them, and not a defect of a program."""
+    """Whether an error is one of the user, raised on purpose by this package, and not a defect of a program."""
     if isinstance(error, (ArgumentError, FileNotFoundError, MemoryError, MisconfigurationException)):
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    own = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-    return own and isinstance(error, (ValueError, KeyError, TypeError))
+    if not isinstance(error, (ValueError, KeyError, TypeError)):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    own = Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise")
+    return own or _NO_TYPE in str(error)
 
 
 def message(error: BaseException) -> str:
-    """What an error says, on one line; a KeyError without its quotes."""
+    """What an error says, on one line; a KeyError without its quotes, and where no type fits, what is wrong."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())
+    return " ".join((_what_is_wrong(text) if _NO_TYPE in text else text).split())
+
+
+def _what_is_wrong(text: str) -> str:
+    """The informative lines of jsonargparse's report on a value that none of several types takes."""
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    reasons = [_PREFIX.sub("", line).split(" Got value: Namespace")[0] for line in lines if not _FRAME.match(line)]
+    if not reasons:
+        reasons = ["no accepted type fits " + next(line for line in lines if line.startswith("Given value: "))[13:]]
+    options = [option for path in _CLASS_PATH.findall(text) for option in _options(path)]
+    told = []
+    for reason in dict.fromkeys(reasons):
+        unknown = _OPTION.search(reason)
+        near = get_close_matches(unknown[1], options, 1) if unknown else []
+        told.append(f"{reason.removesuffix('.')}; did you mean {near[0]!r}?" if near else reason)
+    key = ".".join(_KEY.findall(text))
+    return (f"In `{key}`: " if key else "") + "; ".join(told)
+
+
+def _options(path: str) -> list[str]:
+    """Arguments of the class at an import path, none where there is no such class."""
+    module, _, name = path.rpartition(".")
+    kind = getattr(import_module(module), name, None) if module.startswith("openreml_nn") else None
+    return list(signature(kind).parameters) if kind is not None else []
 
 
 @contextmanager
@@ -144,13 +183,14 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", PossibleUserWarning)
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
-        warnings.filterwarnings("ignore", message=".*litlogger.*")
-        warnings.showwarning = _show_warning
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # `main` in a program of its own
+        warnings.filterwarnings("ignore", message="The dirpath has changed")  # each command has a log folder of its own
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             yield
         finally:
             log.setLevel(level)
 
 
-def _show_warning(text: Any, category: type, filename: str, line: int, file: Any = None, code: str | None = None) -> None:
+def _show_warning(text: Any, *where: Any, file: Any = None, **more: Any) -> None:
     print(f"openreml-nn: warning: {' '.join(str(text).split())}", file=file or sys.stderr)

@@ -12,8 +12,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from openreml_nn.covariance import CovariancePropagation, IncidenceMatrix, Sum
+from openreml_nn.covariance import CovariancePropagation, IncidenceMatrix
 from openreml_nn.result import FitResult
+from openreml_nn.solvers.terms import operands_of
 
 LABELLED = 40  # rows up to which each is labelled
 NUMBERED = 8  # rows up to which each cell shows its number
@@ -45,11 +46,7 @@ def term_covariances(result: FitResult, most: int = 200) -> Iterator[TermCovaria
         result: A fit.
         most: Largest number of rows; of a larger G the first ones are given.
     """
-    V, theta = result.V, result.theta
-    named = [("G", V, theta)]
-    if isinstance(V, Sum):
-        named = [(name, *part) for name, part in zip(V.operand_names, V.parts(theta), strict=True)]
-    for name, operand, own in named:
+    for name, operand, own in operands_of(result.V, result.theta):
         if not isinstance(operand, CovariancePropagation):
             continue
         G, params, q = operand.G, operand.split(own)[1], operand.G.shape[0]
@@ -57,14 +54,14 @@ def term_covariances(result: FitResult, most: int = 200) -> Iterator[TermCovaria
         if isinstance(operand.Z, IncidenceMatrix):
             effects, levels = operand.Z.effects, operand.Z.levels
         with torch.no_grad():
-            blocks = G.level_blocks(params, len(effects)) if len(effects) > 1 else None
-            if blocks is not None and torch.allclose(blocks, blocks[:1]):
-                yield TermCovariance(name, list(effects), blocks[0].cpu().numpy(), "effects of one level")
+            block = G.common_block(params, len(levels)) if len(effects) > 1 else None
+            if block is not None:
+                yield TermCovariance(name or "G", list(effects), block.cpu().numpy(), "effects of one level")
                 continue
             first = torch.arange(min(q, most), device=params.device)
             values = G.submatrix(params, first, first).cpu().numpy()
         labels = levels if len(effects) == 1 else [f"{effect} {level}" for effect in effects for level in levels]
-        yield TermCovariance(name, labels[:most], values, f"first {most} of {q} rows" if q > most else "")
+        yield TermCovariance(name or "G", labels[:most], values, f"first {most} of {q} rows" if q > most else "")
 
 
 def correlation(values: np.ndarray) -> np.ndarray:

@@ -41,8 +41,8 @@ class Batch:
         if isinstance(batch, Sequence) and 1 <= len(batch) <= 3 and isinstance(batch[0], Tensor):
             return cls(*batch)
         raise TypeError(
-            f"`REMLModule` needs a batch (y, X) of all records, got {type(batch).__name__}. Use `MixedModelDataModule`, "
-            f"or a DataLoader with batch_size=None over a list of one such pair."
+            f"`REMLModule` needs a batch (y, X) of all records, got {type(batch).__name__}. Use "
+            f"`MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one such pair."
         )
 
     def same_as(self, other: "Batch") -> bool:
@@ -62,7 +62,8 @@ class NewRowsBatch:
     Attributes:
         fitted: The records of the fit.
         X: Fixed-effects design of the new rows, shape (m, p).
-        Z: Design of the new rows for each random term by name.
+        Z: Design of the new rows for each random term by name; zeros for levels that the fit has not seen.
+        unseen: The other way round, as `openreml_nn.data.NewRows` has it.
         y: Their response where it is known, shape (m,).
         table: The new rows as they were read, with a column ``new_levels``.
     """
@@ -70,14 +71,15 @@ class NewRowsBatch:
     fitted: Batch
     X: Tensor
     Z: dict[str, Matrix]
+    unseen: dict[str, Matrix]
     y: Tensor | None = None
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def to(self, device: torch.device, **options: Any) -> "NewRowsBatch":
         """The batch on a device."""
         y = None if self.y is None else self.y.to(device, **options)
-        Z = {name: design.to(device) for name, design in self.Z.items()}
-        return NewRowsBatch(self.fitted.to(device, **options), self.X.to(device, **options), Z, y, self.table)
+        Z, unseen = ({name: Z.to(device) for name, Z in designs.items()} for designs in (self.Z, self.unseen))
+        return NewRowsBatch(self.fitted.to(device, **options), self.X.to(device, **options), Z, unseen, y, self.table)
 
 
 class OneBatch:

@@ -1,13 +1,11 @@
 """Callbacks of a fit: stop when it has ended, write its results, write predictions."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import Callback
 
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.report import write_result, write_text
@@ -66,25 +64,30 @@ class ResultFiles(Callback):
                 print(f"{result.summary()}\n\nResults: {folder}")
 
 
-class PredictionFiles(BasePredictionWriter):
+class PredictionFiles(Callback):
     """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``std_error``.
 
     Args:
         folder: Where to write; the Trainer's log folder when left out.
-        verbose: Print the folder.
+        verbose: Print the path.
     """
 
     def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
-        super().__init__(write_interval="epoch")
         self.folder, self.verbose = folder, verbose
 
-    def write_on_epoch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         folder = _log_folder(trainer, self.folder)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            path = write_text(folder / "predictions.csv", pd.concat(predictions).to_csv(index=False))
+            path = write_text(folder / "predictions.csv", outputs.to_csv(index=False))
             if self.verbose:
                 print(f"Predictions: {path}")
 

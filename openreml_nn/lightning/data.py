@@ -51,8 +51,8 @@ class MixedModelDataModule(L.LightningDataModule):
         self._limit: int | float | None = None
         self.model = MixedModel(table, fixed, random, residual, missing)
         self.batch = Batch(self.model.y, self.model.X, self.model.x_names)
-        self.validation_rows = None if validation_table is None else self._new_rows(validation_table, with_response=True)
-        self.predict_rows = None if predict_table is None else self._new_rows(predict_table)
+        self.validation_rows = self._new_rows(validation_table, with_response=True)
+        self.predict_rows = self._new_rows(predict_table)
 
     @property
     def covariance(self) -> Matrix:
@@ -90,14 +90,18 @@ class MixedModelDataModule(L.LightningDataModule):
             raise ValueError("`MixedModelDataModule` has nothing to predict. Give it a `predict_table`.")
         return OneBatch(self.predict_rows)
 
-    def _new_rows(self, source: str | Path | pd.DataFrame, with_response: bool = False) -> NewRowsBatch:
+    def _new_rows(
+        self, source: str | Path | pd.DataFrame | None, with_response: bool = False
+    ) -> NewRowsBatch | None:
+        if source is None:
+            return None
         table = read_table(source)
         rows = self.model.design(table)
         new = np.array([[not bool(k) for k in known] for known in rows.known.values()]).reshape(len(rows.known), -1)
         names = np.array(list(rows.known), dtype=object)
         unseen = ["; ".join(names[column]) for column in new.T] if len(names) else [""] * len(table)
         y = self._response(table) if with_response else None
-        return NewRowsBatch(self.batch, rows.X, dict(rows.Z), y, table.assign(new_levels=unseen))
+        return NewRowsBatch(self.batch, rows.X, dict(rows.Z), dict(rows.unseen), y, table.assign(new_levels=unseen))
 
     def _response(self, table: pd.DataFrame) -> torch.Tensor:
         """The response of new rows, as the fit has it."""

@@ -7,7 +7,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
@@ -120,9 +119,9 @@ class REMLModule(L.LightningModule):
     @property
     def ended(self) -> str:
         """Why the fit has ended; empty while it goes on."""
-        if not free_index(self.covariance):
-            return ALL_FIXED
-        return self.history[-1].reason if self.history and self.history[-1].done else ""
+        if self.progress is not None:
+            return self.progress.reason if self.progress.done else ""
+        return "" if free_index(self.covariance) else ALL_FIXED
 
     def result(self) -> FitResult:
         """The fit at the present thetas, the same object that `openreml_nn.fit` gives.
@@ -133,7 +132,9 @@ class REMLModule(L.LightningModule):
         if self._problem is None:
             raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
         with torch.inference_mode(False), torch.no_grad():
-            evaluation = self._problem.evaluate(self.covariance.theta.detach())
+            theta, evaluation = self.covariance.theta.detach(), self._evaluation
+            if evaluation is None or not torch.equal(evaluation.theta, theta):
+                evaluation = self._evaluation = self._problem.evaluate(theta)
             return build_result(self.objective, evaluation, self.history, self._x_names, self._seconds)
 
     def natural_scale(self) -> tuple[np.ndarray, np.ndarray]:
@@ -183,20 +184,24 @@ class REMLModule(L.LightningModule):
             loss.backward(*args, **kwargs)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        inner = getattr(optimizer, "optimizer", optimizer)
         if not free_index(self.covariance):
             optimizer_closure()
+        elif isinstance(inner, AverageInformation):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            self.history.append(self._own(inner))
         else:
             before, self._trials = self.covariance.theta.detach(), 0
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            inner = getattr(optimizer, "optimizer", optimizer)
-            self.history.append(self._own(inner) if isinstance(inner, AverageInformation) else self._foreign(before))
+            self.history.append(self._foreign(before))
         self._seconds = time.perf_counter() - self._began
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Give callbacks what they may monitor, as ``self.log`` would at a millisecond for each step."""
         if self.progress is not None:
-            values = {"loglik": self.progress.loglik, "score_norm": self.progress.score_norm}
-            tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-            self.log_dict(tensors, prog_bar=True, logger=False, batch_size=1)
+            names = ("loglik", "score_norm", "decrement")
+            values = {name: torch.tensor(getattr(self.progress, name), dtype=torch.float64) for name in names}
+            self.trainer.callback_metrics.update(values)
 
     def _own(self, optimizer: AverageInformation) -> Progress:
         """Progress of `AverageInformation`, which knows it."""
@@ -215,7 +220,7 @@ class REMLModule(L.LightningModule):
         done = decrement <= self.tolerance
         return Progress(
             iteration=len(self.history) + 1,
-            loglik=float(self.objective.loglik(evaluation)),
+            loglik=float(self.objective.loglik(evaluation).detach()),
             score_norm=float(np.linalg.norm(g)),
             decrement=decrement,
             step_norm=float((V.theta.detach() - before).norm()),
@@ -244,6 +249,7 @@ class REMLModule(L.LightningModule):
                 "use `MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one pair (y, X)."
             )
         self._check_resumed(batch)
+        self._evaluation = None
         self._problem = self.objective.prepare(batch.y, batch.X, rank=self.rank)
         self._x_names = column_names(self._problem, batch.X, batch.x_names)
         warn_of_aliased(self._problem, self._x_names)
@@ -273,7 +279,7 @@ class REMLModule(L.LightningModule):
     def _errors(self, y: Tensor, batch: NewRowsBatch) -> dict[str, Tensor]:
         """Error of predictions, and their negative log density where the residual variance of a new row is known."""
         result = self.result()
-        predicted = torch.from_numpy(result.predict(batch.X, batch.Z).to_numpy()).to(y)
+        predicted = torch.tensor(result.predict(batch.X, batch.Z, batch.unseen).to_numpy()).to(y)
         mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.residual_variance
         values = {"val/rmse": mean_squared_error(mean, y, squared=False)}
         if torch.allclose(residual, residual[0]):
@@ -286,22 +292,22 @@ class REMLModule(L.LightningModule):
             raise TypeError("`REMLModule` predicts new rows: give `MixedModelDataModule` a `predict_table`.")
         with torch.inference_mode(False), torch.no_grad():
             self._prepare(batch.fitted)
-            predicted = self.result().predict(batch.X, batch.Z)
+            predicted = self.result().predict(batch.X, batch.Z, batch.unseen)
         return pd.concat([batch.table, predicted.set_axis(batch.table.index)], axis=1)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_STATE] = {
-            "parameters": self.covariance.param_names,
-            "history": [asdict(progress) for progress in self.history],
+            "parameters": self.covariance.natural_names,
+            "history": [vars(progress) for progress in self.history],
             "seconds": self._seconds,
             "data": None if self._fitted is None else _fingerprint(self._fitted),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get(_STATE, {})
-        before, names = self._resumed.get("parameters"), self.covariance.param_names
+        before, names = self._resumed.get("parameters"), self.covariance.natural_names
         if before not in (None, names):
             raise ValueError(f"The checkpoint is of another model: it has the parameters {before}, this one {names}.")
         self.history = [Progress(**progress) for progress in self._resumed.get("history", [])]

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
 from openreml_nn.lightning.callbacks import _reml
 from openreml_nn.lightning.data import MixedModelDataModule
@@ -42,7 +43,8 @@ class TensorBoardMonitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.loggers or trainer.global_step % trainer.log_every_n_steps:
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        if not loggers or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         module = _reml(pl_module, self)
         at = module.progress
@@ -50,8 +52,11 @@ class TensorBoardMonitor(Callback):
         for name, estimate, se in zip(self._names, *module.natural_scale(), strict=True):
             scalars |= {f"variance/{name}": float(estimate), f"std_error/{name}": float(se)}
         scalars = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+        for logger in loggers:
+            if isinstance(logger, TensorBoardLogger):
+                _add_scalars(logger.experiment, scalars, trainer.global_step)
+            else:
+                logger.log_metrics(scalars, step=trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -80,6 +85,12 @@ class TensorBoardMonitor(Callback):
         blup = result.blup()
         for name in dict.fromkeys(blup["term"]):
             show(f"random_effects/{name}", figures.caterpillar(blup[blup["term"] == name], name, self.most))
+
+
+def _add_scalars(writer: Any, scalars: dict[str, float], step: int) -> None:
+    """All scalars of a step as one event; ``add_scalar`` would cost some 40 µs for each."""
+    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
+    writer._get_file_writer().add_summary(summary, step)
 
 
 def layout(names: list[str]) -> dict[str, dict[str, list[Any]]]:

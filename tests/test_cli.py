@@ -1,0 +1,201 @@
+"""The command line: a fit, its validation and its predictions; one clear error for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from openreml_nn.cli import is_mistake, main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ALPHA = str(CONFIGS / "john_alpha.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Each test in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENREML_NN_DEBUG", raising=False)
+
+
+def error(capsys, *args: str) -> tuple[int, str]:
+    """Exit code and message of a command that fails."""
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    (line,) = [line for line in told.splitlines() if line.startswith("openreml-nn: error: ")]
+    return end.value.code, line.removeprefix("openreml-nn: error: ")
+
+
+def test_fit_validate_predict(tmp_path, capsys):
+    command = [sys.executable, "-m", "openreml_nn", "fit", "--config", ALPHA]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr == ""
+    folder = Path("runs", "john_alpha", "version_0")
+    assert f"Results: {folder}" in done.stdout
+    for line in ("log-likelihood = -46.5969", "Converged after 6 steps: the score is zero.", "gen/sigma^2  "):
+        assert line in done.stdout
+    record = json.loads((folder / "fit.json").read_text())
+    assert record["converged"] is True
+    assert record["iterations"] <= 10
+    assert record["loglik"] == pytest.approx(-46.59691012098521, rel=1e-10)
+    variance = pd.read_csv(folder / "variance_parameters.csv").set_index("name")["estimate"]
+    for name, value in (("gen", 0.14290), ("rep:block", 0.07022), ("residual", 0.08162)):
+        assert variance[f"{name}/sigma^2"] == pytest.approx(value, abs=1e-5)
+    assert {"fixed_effects.csv", "random_effects.csv", "config.yaml"} <= {path.name for path in folder.iterdir()}
+    board = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+    assert board.Scalars("variance/gen/sigma^2")[-1].value == pytest.approx(0.142902, rel=1e-5)
+    assert "random_effects/gen" in board.Tags()["images"]
+
+    checkpoint = str(folder / "checkpoints" / "last.ckpt")
+    main(["validate", "--config", ALPHA, "--ckpt_path", checkpoint])
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "val/loglik" in shown.out
+    assert "-46.596910120985" in shown.out
+
+    Path("new.csv").write_text("rep,block,gen\nR1,B1,G01\nR2,B3,G99\n")
+    main(["predict", "--config", ALPHA, "--ckpt_path", checkpoint, "--data.predict_table", "new.csv"])
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    path = Path(shown.out.strip().removeprefix("Predictions: "))
+    table = pd.read_csv(path, keep_default_na=False)
+    assert list(table.columns) == ["rep", "block", "gen", "new_levels", "prediction", "std_error"]
+    assert table["new_levels"].tolist() == ["", "gen"]
+    known, new = table["std_error"]
+    assert new**2 > variance["gen/sigma^2"] > known**2
+
+    code, told = error(capsys, "predict", "--config", ALPHA, "--ckpt_path", checkpoint)
+    assert (code, "predict_table" in told) == (1, True)
+    code, told = error(capsys, "validate", "--config", str(CONFIGS / "sleepstudy.yaml"), "--ckpt_path", checkpoint)
+    assert "checkpoint is of another model: it has the parameters ['gen/sigma^2'" in told
+
+
+def test_resume_and_limit(capsys):
+    main(["fit", "--config", ALPHA, "--trainer.max_epochs", "2", "--monitor.figures", "false"])
+    shown = capsys.readouterr()
+    assert "openreml-nn: warning: The fit was cut off after 2 steps" in shown.err
+    folder = Path("runs", "john_alpha")
+    assert json.loads((folder / "version_0" / "fit.json").read_text())["converged"] is False
+    main(["fit", "--config", ALPHA, "--ckpt_path", str(folder / "version_0" / "checkpoints" / "last.ckpt")])
+    record = json.loads((folder / "version_1" / "fit.json").read_text())
+    assert record["converged"] is True
+    assert record["iterations"] == 6
+
+
+def test_written_configuration_runs_again(capsys):
+    main(["fit", "--config", str(CONFIGS / "orthodont_ar1.yaml"), "--monitor.figures", "false"])
+    first = Path("runs", "orthodont_ar1", "version_0")
+    main(["fit", "--config", str(first / "config.yaml"), "--monitor.figures", "false"])
+    second = Path("runs", "orthodont_ar1", "version_1")
+    a, b = (json.loads((folder / "fit.json").read_text()) for folder in (first, second))
+    assert a["loglik"] == b["loglik"]
+
+
+def test_optimizer_and_control_from_the_command_line(capsys):
+    main([
+        "fit", "--config", ALPHA, "--model.objective", "ML", "--model.optimizer", "torch.optim.LBFGS",
+        "--model.optimizer.line_search_fn", "strong_wolfe", "--monitor.figures", "false",
+    ])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "by ML" in shown
+    assert "Converged after" in shown
+    main([
+        "fit", "--config", ALPHA, "--model.control", "openreml_nn.optim.Halving", "--model.direction",
+        "openreml_nn.optim.Fisher", "--model.solver.class_path", "openreml_nn.solvers.DenseSolver",
+        "--monitor.figures", "false",
+    ])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "(dense solver)" in shown
+    assert "log-likelihood = -46.5969" in shown
+
+
+def test_unknown_keys(capsys):
+    text = Path(ALPHA).read_text()
+    Path("bad.yaml").write_text(text.replace("random:", "randm:"))
+    code, told = error(capsys, "fit", "--config", "bad.yaml")
+    assert code == 2
+    assert "'data.randm.gen'" in told
+    code, told = error(capsys, "fit", "--config", ALPHA, "--trainer.max_epocs", "3")
+    assert (code, "--trainer.max_epocs" in told) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("term", "told"),
+    [
+        ("covarance: x", "In `data.random`: Option 'covarance' is not accepted; did you mean 'covariance'?"),
+        ("covariance: Foo", "In `data.random.covariance`: Expected a dot import path string: Foo"),
+        (
+            "covariance: openreml_nn.covariance.Foo",
+            "In `data.random.covariance`: module 'openreml_nn.covariance' has no attribute 'Foo'",
+        ),
+        (
+            "covariance: {class_path: openreml_nn.covariance.AR1Matrix, init_args: {strt: 1}}",
+            "In `data.random.covariance`: Option 'strt' is not accepted; did you mean 'start'?",
+        ),
+        ("design: 3", "In `data.random.design`: Expected a <class 'str'>. Got value: 3"),
+        ("within: 3", "In `data.random.within`: no accepted type fits 3"),
+        (
+            "relationship: {class_path: openreml_nn.data.Kernel, init_args: {source: nofile.csv}}",
+            "There is no file 'nofile.csv' (looked from ",
+        ),
+    ],
+)
+def test_mistakes_in_a_term(term, told, capsys):
+    config = f"data: {{table: oats, fixed: yield ~ 1, random: {{Block: {{groups: Block, {term}}}}}}}"
+    Path("bad.yaml").write_text(config)
+    code, text = error(capsys, "fit", "--config", "bad.yaml")
+    assert code > 0
+    assert text.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--data.fixed", "yield ~ repp"], ["'repp'", "did you mean 'rep'?"]),
+        (["--data.table", "nofile.csv"], ["nofile.csv"]),
+        (["--data.table", "john_alfa"], ["did you mean 'john_alpha'?"]),
+        (["--model.solver", "magic"], ["There is no solver 'magic'"]),
+        (["--ckpt_path", "nofile.ckpt"], ["nofile.ckpt"]),
+        (["--data.random", "[gen, plots]"], ["'plots'", "did you mean 'plot'?"]),
+    ],
+)
+def test_mistakes_in_the_model(args, words, capsys):
+    code, told = error(capsys, "fit", "--config", ALPHA, *args)
+    assert code == 1
+    assert all(word in told for word in words), told
+    assert not Path("runs").exists() or not list(Path("runs").rglob("fit.json"))
+
+
+def test_missing_files_and_checkpoints(capsys):
+    code, told = error(capsys, "fit", "--config", "nofile.yaml")
+    assert (code, "nofile.yaml" in told) == (2, True)
+    for command in ("validate", "predict"):
+        code, told = error(capsys, command, "--config", ALPHA)
+        assert (code, told) == (1, f"`{command}` needs the checkpoint of a fit: --ckpt_path FILE.")
+    assert error(capsys)[0] == 2
+
+
+def test_debug_gives_the_traceback(monkeypatch):
+    monkeypatch.setenv("OPENREML_NN_DEBUG", "1")
+    with pytest.raises(ValueError, match="'repp'"):
+        main(["fit", "--config", ALPHA, "--data.fixed", "yield ~ repp"])
+
+
+def test_a_defect_is_no_mistake_of_the_user():
+    with pytest.raises(ValueError) as defect:
+        int("x")
+    assert not is_mistake(defect.value)
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("fit", "validate", "predict"))
