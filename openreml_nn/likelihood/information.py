@@ -40,8 +40,9 @@ def observed_information(evaluation: Evaluation, loglik: Callable[[Evaluation], 
     r"""−∂²ℓ/∂θ∂θ', by automatic differentiation of ``loglik``: exact, at several factorisations for each parameter."""
     problem = evaluation.problem
     theta = evaluation.theta.detach().clone().requires_grad_()
-    (score,) = torch.autograd.grad(loglik(problem.evaluate(theta)), theta, create_graph=True)
     free = free_index(evaluation)
-    rows = [torch.autograd.grad(score[k], theta, retain_graph=True)[0][free] for k in free]
+    with torch.enable_grad():
+        (score,) = torch.autograd.grad(loglik(problem.evaluate(theta)), theta, create_graph=True)
+        rows = [torch.autograd.grad(score[k], theta, retain_graph=True)[0][free] for k in free]
     H = torch.stack(rows)
     return -0.5 * (H + H.mT)

@@ -176,7 +176,7 @@ class AverageInformation(torch.optim.Optimizer):
         units, theta, free = s["units"], s["theta"], s["held"] == 0
         g, H = s["score"] * units, self._curvature(s, s["use_secant"]) * np.outer(units, units)
         candidates = leaps(self._place(s))
-        trials = 0
+        rounding, trials = ROUNDING * max(1.0, abs(s["loss"])), 0
         while True:
             leap = candidates.pop(0) if candidates else None
             step, promised = self._trial(s, g, H, leap)
@@ -187,8 +187,8 @@ class AverageInformation(torch.optim.Optimizer):
             self._write(new, None)
             loss = _loss_or_inf(closure)
             gain = s["loss"] - loss
-            seen = promised > ROUNDING * max(1.0, abs(loss))
-            if gain > 0 if seen else gain > -ROUNDING * max(1.0, abs(loss)):
+            seen = promised > rounding
+            if gain > 0 if seen else gain > -rounding:
                 score, information = self._score(), self._checked_information(len(g))
                 if seen or newton_decrement(information[np.ix_(free, free)], score[free]) < newton_decrement(
                     s["information"][np.ix_(free, free)], s["score"][free]
@@ -240,7 +240,8 @@ class AverageInformation(torch.optim.Optimizer):
     def _place(self, s: dict[str, Any]) -> Place:
         units, theta = s["units"], s["theta"].to(torch.float64).cpu().numpy()
         return Place(
-            g=s["score"] * units, d=s["information"].diagonal() * units**2, moved=theta - s["origin"], held=s["held"],
+            g=s["score"] * units, d=s["information"].diagonal() * units**2,
+            theta=theta, moved=theta - s["origin"], held=s["held"],
             finite=s["finite"], mirrors=s["mirrors"] & (np.abs(theta) > 1e-6 * units),
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ class Place:
     Attributes:
         g: Score, shape (k,).
         d: Diagonal of the information.
+        theta: Raw parameters.
         moved: Way from the start.
         held: −1 or 1 for a parameter held at its lower or upper end, else 0.
         finite: Whether the natural parameter has a finite lower and upper limit, shape (2, k).
@@ -30,6 +31,7 @@ class Place:
 
     g: np.ndarray
     d: np.ndarray
+    theta: np.ndarray
     moved: np.ndarray
     held: np.ndarray
     finite: np.ndarray
@@ -38,14 +40,17 @@ class Place:
     def flat(self, bound: float) -> tuple[np.ndarray, np.ndarray]:
         """Free parameters that hardly change ℓ: −1 or 1 where they run to an end, and where they come back from one.
 
-        Where a variance is next to nothing its score is small also if it points upwards: on which side of its start a
-        parameter is tells which of the two it is.
+        Where a variance is next to nothing its score is small also if it points upwards. So a score that points to the
+        only finite end runs there; between two finite ends the nearer one counts, raw 0 being the middle; and towards
+        infinity a parameter runs only if it has moved there from its start.
         """
         small = (np.abs(self.g) < bound) & (self.d < bound) & (self.held == 0)
         way = np.sign(self.g) * (small & (self.g**2 > SLOPE * self.d))
-        onwards = way * self.moved
-        runs = (onwards > 0) | ((onwards == 0) & self._finite(way))
-        return way * (runs & ~self.mirrors.any(axis=1)), way * (~runs & self._finite(-way))
+        gone = small & (self.g == 0) & (self.d == 0)  # so far that nothing is left of its derivatives
+        way = np.where(gone, np.sign(self.moved), way)
+        ahead, behind = self._finite(way), self._finite(-way)
+        runs = np.where(ahead, ~behind | (way * self.theta > 0), way * self.moved > 0)
+        return way * (runs & ~self.mirrors.any(axis=1)), way * (~runs & behind)
 
     def inwards(self) -> np.ndarray:
         """Whether the score of a held parameter points away from its end."""
