@@ -37,12 +37,16 @@ class CellMatrix(IncidenceMatrix):
     def _value(self, effect: int, like: Tensor) -> Tensor:
         return ((self.cells == effect) & (self.codes >= 0)).to(like.dtype)
 
-    def _places(self) -> Tensor:
-        """The column of Z that holds the 1 of each row."""
-        return self.cells * len(self.levels) + self.codes.clamp(min=0)
+    def _places(self, rows: Tensor | None = None) -> Tensor:
+        """The column of Z that holds the 1 of each row, or of the given ones."""
+        cells, codes = (self.cells, self.codes) if rows is None else (self.cells[rows], self.codes[rows])
+        return cells * len(self.levels) + (codes.clamp(min=0) if self._some_unknown else codes)
 
     def _known(self, like: Tensor) -> Tensor:
         return (self.codes >= 0).to(like.dtype)
+
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return (self._places(rows) == columns) * (self.codes[rows] >= 0).to(params.dtype)
 
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         part = rhs[self._places()]
@@ -65,12 +69,10 @@ class CellMatrix(IncidenceMatrix):
     def sandwich_entries(
         self, params: Tensor, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor
     ) -> Tensor:
-        places = self._places()
-        part = inner.entries(inner_params, places[rows], places[columns])
+        part = inner.entries(inner_params, self._places(rows), self._places(columns))
         if not self._some_unknown:
             return part
-        known = self._known(part)
-        return known[rows] * part * known[columns]
+        return ((self.codes[rows] >= 0) & (self.codes[columns] >= 0)) * part
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""

@@ -63,6 +63,14 @@ class IncidenceMatrix(Matrix):
             Z = Z.index_put((rows, self._column(a)), params.new_ones(()) if value is None else value)
         return Z
 
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        level, effect = columns % len(self.levels), columns // len(self.levels)
+        return (self.codes[rows] == level) * self.effect_values(params)[rows, effect]
+
+    def diagonal(self, params: Tensor) -> Tensor:
+        place = torch.arange(min(self.shape), device=self.codes.device)
+        return self.entries(params, place, place)
+
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         total: Tensor | None = None
         for a in range(len(self.effects)):
