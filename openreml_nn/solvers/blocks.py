@@ -31,12 +31,9 @@ class BlockSolver(Solver):
         return None
 
     def cost(self, V: Matrix) -> str:
-        pattern = find_pattern(V)
-        sizes = [(group.first.shape, int(group.copies.sum())) for group in pattern.groups]
-        cubes, built = sum(P * m**3 for (P, m), _ in sizes), sum(P for (P, _), _ in sizes)
-        blocks, largest = sum(count for _, count in sizes), max(m for (_, m), _ in sizes)
-        return (f"Σ m³ = {cubes:.1e} multiplications for {built} different blocks out of {blocks}, "
-                f"of at most {largest} rows")  # fmt: skip
+        sizes = block_sizes(V).astype(float)
+        return (f"at most Σ m³ = {(sizes**3).sum():.1e} multiplications for {len(sizes)} blocks of m ≤ "
+                f"{sizes.max():.0f} rows, equal blocks once")  # fmt: skip
 
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "BlockProblem":
         self.require(V)
