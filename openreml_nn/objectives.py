@@ -22,7 +22,8 @@ class Objective(nn.Module):
     def __init__(self, V: Matrix, solver: str | Solver = "auto") -> None:
         super().__init__()
         self.V = V
-        self.solver = choose_solver(V, solver)
+        self.choice = choose_solver(V, solver)
+        self.solver = self.choice.solver
 
     @abstractmethod
     def loglik(self, evaluation: Evaluation) -> Tensor:

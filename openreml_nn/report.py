@@ -27,7 +27,11 @@ def fit_record(result: FitResult) -> dict[str, Any]:
         "converged": result.converged,
         "reason": result.reason,
         "iterations": result.n_iter,
-        "solver": result.objective.solver.name,
+        "solver": {
+            "name": result.objective.solver.name,
+            "reason": result.objective.choice.reason,
+            "cost": result.objective.choice.cost,
+        },
         "seconds": None if math.isnan(result.seconds) else result.seconds,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }

@@ -222,7 +222,8 @@ class FitResult:
         ended = "Converged" if self.converged else "NOT CONVERGED"
         steps = f"{self.n_iter} step" + "s" * (self.n_iter != 1)
         lines = [
-            f"Linear mixed model by {self.objective.method} ({self.objective.solver.name} solver)",
+            f"Linear mixed model by {self.objective.method}",
+            f"solver {self.objective.solver.name}: {self.objective.choice.reason}",
             f"n = {self.n}, rank of X = {self.p}, variance parameters = {self.num_variance_parameters}",
             f"log-likelihood = {self.loglik:.4f}, AIC = {self.AIC:.2f}, BIC = {self.BIC:.2f}",
             f"{ended} after {steps}: {self.reason}.",

@@ -1,6 +1,6 @@
 """Solvers: V → a prepared problem → an evaluation (an index)."""
 
-from openreml_nn.solvers.auto import SOLVERS, choose_solver
+from openreml_nn.solvers.auto import SOLVERS, Choice, choose_solver
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.dense import DenseSolver
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
@@ -8,6 +8,7 @@ from openreml_nn.solvers.terms import RandomTerm, random_terms
 
 __all__ = [
     "SOLVERS",
+    "Choice",
     "DenseSolver",
     "Evaluation",
     "FixedEffects",

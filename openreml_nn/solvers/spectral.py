@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.solvers.base import COLUMNS_AT_ONCE, Evaluation, NotPositiveDefinite, Problem, Solver, along_free
+from openreml_nn.solvers.base import COLUMNS_AT_ONCE, Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.base import unit_columns as units
 from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
@@ -62,8 +62,9 @@ class SpectralSolver(Solver):
         return f"{once}, m = {m}, then some {64 * m:.1e} an evaluation"
 
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "SpectralProblem":
-        self.require(V)
         form = kernel_form(V)
+        if isinstance(form, str) or misfit(self.reduction, form.source):
+            self.require(V)
         assert isinstance(form, KernelForm)
         fixed = prepare_fixed_effects(y, X, rank)
         return SpectralProblem(V, fixed, form, self.reduction or reduce(form.source))
@@ -212,7 +213,15 @@ class SpectralEvaluation(Evaluation):
 
     def working_variates(self) -> Tensor:
         r"""[ȧ_k, ḃ_k], the coefficients of V̇_k P y on (APy, Py), shape (2, k)."""
-        return along_free(self.problem.V, self.theta, self.problem.scales)
+        V, theta = self.problem.V, self.theta.detach().requires_grad_()
+        with torch.enable_grad():
+            scales = self.problem.scales(theta)
+            rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
+                    for s in scales]  # fmt: skip
+        fixed = set(V.no_grad_index)
+        free = [k for k in range(len(theta)) if k not in fixed]
+        zero = torch.zeros_like(theta)
+        return torch.stack([zero if row is None else row for row in rows])[:, free].to(self.z)
 
     def inner(self, rhs: Tensor) -> Tensor:
         problem, p, Hc, z = self.problem, self.problem.p, self.Hc[:, None], self.z

@@ -54,8 +54,9 @@ class SpectralTraitsSolver(Solver):
         return f"{once}, n = {n} individuals, then n t³ = {float(n * t**3):.1e} an evaluation"
 
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "SpectralTraitsProblem":
-        self.require(V)
         form = trait_form(V)
+        if isinstance(form, str) or misfit(self.reduction, form.source):
+            self.require(V)
         assert isinstance(form, TraitForm)
         fixed = prepare_fixed_effects(y, X, rank)
         n, t, p = form.source.size, form.traits, fixed.p

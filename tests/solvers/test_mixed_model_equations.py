@@ -188,7 +188,7 @@ def test_both_couplings_are_used() -> None:
 def test_refusal(V: Sum, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         MixedModelEquationsSolver().prepare(V, y, X)
-    assert not isinstance(choose_solver(V), MixedModelEquationsSolver)
+    assert not isinstance(choose_solver(V).solver, MixedModelEquationsSolver)
 
 
 def test_fit_is_the_same() -> None:
@@ -200,5 +200,5 @@ def test_fit_is_the_same() -> None:
 
 
 def test_oracle_is_never_chosen_where_structure_helps() -> None:
-    assert isinstance(choose_solver(MODELS["crossed"]), MixedModelEquationsSolver)
-    assert isinstance(choose_solver(AR1Matrix(3)), DenseSolver)
+    assert isinstance(choose_solver(MODELS["crossed"]).solver, MixedModelEquationsSolver)
+    assert isinstance(choose_solver(AR1Matrix(3)).solver, DenseSolver)
