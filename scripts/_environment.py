@@ -20,7 +20,7 @@ def environment(extras: str = "") -> Path:
     Args:
         extras: Names of extras to install, such as ``"test"``.
     """
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything is installed)
         sys.exit(f"openreml_nn needs Python 3.10 or later, and this is {sys.version.split()[0]}.")
     folder = ROOT / (".venv-" + extras if extras else ".venv")
     python = folder / ("Scripts" if os.name == "nt" else "bin") / ("python.exe" if os.name == "nt" else "python")

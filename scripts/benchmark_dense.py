@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from openreml_nn import REML, AverageInformation
 from openreml_nn.covariance import CovariancePropagation, DummyMatrix, ScalarMatrix, Sum
 from openreml_nn.likelihood import average_information
 from openreml_nn.optim import Geometry, data_start
+from openreml_nn.solvers import Evaluation
 
 
 def main() -> None:
@@ -43,10 +45,10 @@ def main() -> None:
 def measure(n: int, k: int, repeats: int) -> tuple[float, float, float, float]:
     """Median seconds of a Cholesky, of its inverse and of a step, and the peak of a step in n × n matrices."""
     V, y, X = model(n, k)
-    objective = REML(V)
+    objective = REML(V, "dense")
     problem = objective.prepare(y, X)
     V.set_theta(data_start(problem))
-    current: list = []
+    current: list[Evaluation] = []
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -82,10 +84,11 @@ def measure(n: int, k: int, repeats: int) -> tuple[float, float, float, float]:
         optimizer.step(closure)
         steps.append((time.perf_counter() - began) / optimizer.progress.trials)
         peaks.append((peak_bytes() - before) / (8 * n * n))
-    return (*(statistics.median(times) for times in (choleskies, inverses, steps)), max(peaks))
+    medians = [statistics.median(times) for times in (choleskies, inverses, steps)]
+    return medians[0], medians[1], medians[2], max(peaks)
 
 
-def start(optimizer: AverageInformation, closure) -> None:  # noqa: ANN001 (a closure as torch types it)
+def start(optimizer: AverageInformation, closure: Callable[[], Tensor]) -> None:
     """Evaluate where the parameters are, so that the next step is one step and nothing else."""
     optimizer._begin(optimizer._memory(), torch.enable_grad()(closure))
 

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -142,7 +141,7 @@ def build(case: dict[str, Any], folder: Path) -> Model:
 
 
 def ordered_column(table: pd.DataFrame, dim: dict[str, Any]) -> str:
-    """The column of a dim with its levels in the order of its parameters; a new one where the fixed part has another."""
+    """The column of a dim with its levels in the order of its parameters; a new one if the fixed part has another."""
     column, levels = dim["by"], dim.get("levels")
     if levels is None or list(pd.Categorical(table[column]).categories.astype(str)) == levels:
         return column
@@ -152,7 +151,8 @@ def ordered_column(table: pd.DataFrame, dim: dict[str, Any]) -> str:
 
 def term_of(term: dict[str, Any], folder: Path, residual: bool) -> Term:
     """The `Term` of Σ variance × ∘_d Z_d C_d Z_d'."""
-    groups, relationship, structured = [], None, []
+    groups: list[str] = []
+    relationship, structured = None, []
     for dim in term["dims"]:
         numeric = isinstance(dim["by"], list) and dim["type"] in ("us", "diag", "identity")
         if dim["type"] == "kernel":
@@ -295,7 +295,7 @@ def compare_information(reference: dict[str, Any], model: Model, result: FitResu
 
 
 def raw(V: Matrix, model: Model, values: dict[str, float]) -> Tensor:
-    """Raw thetas at natural values by the reference's names; a variance of 0 is taken as 1e-9 of the largest value."""
+    """Raw thetas at natural values by the reference's names; a variance of 0 is 1e-9 of the largest value."""
     small = 1e-9 * max(abs(value) for value in values.values())
     natural = [1.0 if name is None else values[name] or small for name in model.parameters]
     return V.from_natural(torch.tensor(natural, dtype=torch.float64))

@@ -46,7 +46,7 @@ class Geometry:
         units = np.ones(k)
         ends: np.ndarray = np.zeros((2, k), dtype=bool)
         mirrors = np.zeros((k, k), dtype=bool)
-        for _, leaf, index in V.leaves():
+        for _, leaf, index in (found for found in V.leaves() if found[2]):
             for i, column in leaf.mirrors.items():
                 mirrors[index[i], [index[j] for j in column]] = True
             with torch.no_grad():

@@ -8,11 +8,17 @@ from torch import Tensor
 
 from openreml_nn.covariance.levels import values_of
 from openreml_nn.covariance.matrix import Matrix
-from openreml_nn.covariance.transform import TransformExpPow2, TransformSigmoid
+from openreml_nn.covariance.transform import (
+    Transform,
+    TransformChain,
+    TransformExpPow2,
+    TransformScaleShift,
+    TransformSigmoid,
+)
 
 
 class AR1Matrix(Matrix):
-    r"""V_ij = σ² ρ^|t_i − t_j|, −1 < ρ < 1.
+    r"""V_ij = σ² ρ^|t_i − t_j|, −1 < ρ < 1, or 0 < ρ < 1 where all lags are even and the sign of ρ does not count.
 
     Args:
         times: Number of consecutive times, or the integer times themselves (array-like or `Levels`); gaps count.
@@ -41,9 +47,8 @@ class AR1Matrix(Matrix):
             )
         if len(t.unique()) != len(t):
             raise ValueError("`AR1Matrix` needs times that differ; two observations of one group have the same time.")
-        super().__init__((len(t), len(t)), ["sigma^2", "rho"], [TransformExpPow2(), TransformSigmoid(-1.0, 1.0)],
-                         start=start)
         lags, index = torch.cdist(t, t, p=1.0).to(torch.int64).unique(return_inverse=True)
+        super().__init__((len(t), len(t)), ["sigma^2", "rho"], [TransformExpPow2(), _range_of_rho(lags)], start=start)
         self._bits = int(lags[-1]).bit_length()
         self.register_buffer("lags", lags, persistent=False)
         self.register_buffer("lag_index", index, persistent=False)
@@ -54,6 +59,17 @@ class AR1Matrix(Matrix):
 
     def diagonal(self, params: Tensor) -> Tensor:
         return self.trans_params(params)[:1].expand(self.shape[0])
+
+
+def _range_of_rho(lags: Tensor) -> Transform:
+    """ρ between −1 and 1, from 0 on if all lags are even, where its sign makes no difference.
+
+    The likelihood is flat at ρ = 0 if there is no lag of 1, so that the raw 0 is another ρ then.
+    """
+    if not bool((lags % 2).any()):
+        return TransformSigmoid(0.0, 1.0)
+    ends = TransformSigmoid(-1.0, 1.0)
+    return ends if bool((lags == 1).any()) else TransformChain([TransformScaleShift(1.0, 1.0), ends])
 
 
 def _power(base: Tensor, exponents: Tensor, bits: int) -> Tensor:
