@@ -62,7 +62,7 @@ def test_against_hendersons_equations(solver: str) -> None:
     pev = torch.cat([prediction_error_variance(evaluation, t) for t in random_terms(V, THETA)])
     torch.testing.assert_close(u, solution[3:])
     torch.testing.assert_close(pev, inverse.diagonal()[3:])
-    assert not (u.requires_grad or pev.requires_grad or beta(evaluation).requires_grad)
+    assert not any(x.requires_grad for x in (u, pev, beta(evaluation), beta_cov(evaluation)))
 
 
 def test_predictions_and_their_errors() -> None:

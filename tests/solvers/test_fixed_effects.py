@@ -105,8 +105,10 @@ def test_offset_where_x_does_not_hold_the_constants(offset: float, atol: float) 
 
 
 def test_nist_smls07() -> None:
-    """NIST StRD SmLs07 (Simon & Lesage 1989), values around 10¹²; the expected numbers are the exact ones of its float64
-    input (40-digit arithmetic on the rounded data)."""
+    """NIST StRD SmLs07 (Simon & Lesage 1989), values around 10¹².
+
+    The expected numbers are the exact ones of its float64 input, by 40-digit arithmetic on the rounded data.
+    """
     model = MixedModel(REFERENCES / "nist_smls07.csv", "y ~ 1", random=["group"])
     result = fit(model.V, model.y, model.X)
     estimate = dict(zip(result.variance["name"], result.variance["estimate"], strict=True))
