@@ -24,8 +24,19 @@ def test_gaps_count_and_order_is_kept() -> None:
 
 
 def test_a_subset_of_times_is_a_submatrix() -> None:
-    theta = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    torch.testing.assert_close(AR1Matrix([0, 2, 5])(theta), AR1Matrix(6)(theta)[[0, 2, 5]][:, [0, 2, 5]])
+    start = {"sigma^2": 1.3, "rho": 0.7}
+    whole = AR1Matrix(6, start=start)()
+    torch.testing.assert_close(AR1Matrix([0, 2, 5], start=start)(), whole[[0, 2, 5]][:, [0, 2, 5]])
+
+
+@pytest.mark.parametrize(("times", "rho"), [([8, 10, 12, 14], 0.5), ([0, 3, 7], pytest.approx(0.4621, abs=1e-4))])
+def test_the_default_start_is_not_stationary(times: list[int], rho: float) -> None:
+    """Without a lag of 1 the derivative at ρ = 0 is 0; with even lags only the sign of ρ does not count."""
+    mat = AR1Matrix(times)
+    assert mat.natural(mat.theta).tolist()[1] == rho
+    J, _ = mat.grad(mat.theta.detach())
+    assert J is not None
+    assert J[1].abs().max().item() > 0.01
 
 
 @pytest.mark.parametrize("sigma2", [1.0, 3.0])
