@@ -32,7 +32,7 @@ class StepControl(ABC):
 def newton_step(H: np.ndarray, g: np.ndarray) -> np.ndarray:
     """H⁻¹ g without the directions in which H is flat or falls."""
     values, vectors = np.linalg.eigh(H)
-    use = values > FLAT * max(values[-1], 0.0)
+    use = values > FLAT * max(values.max(initial=0.0), 0.0)
     return vectors[:, use] @ ((vectors[:, use].T @ g) / values[use])
 
 
@@ -110,8 +110,10 @@ class TrustRegion(StepControl):
         z = vectors.T @ g
         floor = FLAT * max(abs(values[0]), abs(values[-1]), np.finfo(float).tiny)
         low = max(0.0, floor - values[0])
-        if np.linalg.norm(z / (values + low)) <= radius:
-            return vectors @ (z / (values + low))
+        with np.errstate(over="ignore"):  # a flat H asks for an endless step
+            full = z / (values + low)
+        if np.linalg.norm(full) <= radius:
+            return vectors @ full
         high = low + np.linalg.norm(z) / radius + abs(values[0])
         for _ in range(200):  # bisection on a decreasing function; in logarithms once away from zero
             middle = np.sqrt(low * high) if low > 0 else 1e-3 * high
