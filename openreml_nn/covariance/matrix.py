@@ -134,8 +134,8 @@ class Matrix(nn.Module, ABC):
 
     def sandwich_diagonal(self, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:
         """The diagonal of Z C Z', shape (rows,)."""
-        Z = self.build(params)
-        return (inner.matmul(inner_params, Z.mT).mT * Z).sum(1)
+        parts = self.build(params).split(4096)  # so that nothing else of the size of a large Z is formed
+        return torch.cat([(inner.matmul(inner_params, Z.mT).mT * Z).sum(1) for Z in parts])
 
     def sandwich_entries(
         self, params: Tensor, inner: "Matrix", inner_params: Tensor, rows: Tensor, columns: Tensor

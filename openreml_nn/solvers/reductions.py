@@ -23,6 +23,7 @@ from openreml_nn.solvers.memory import require_memory
 
 CELL = 6.0  # length of the intervals of log(a/b) on which the log-determinant is interpolated
 DEGREE = 44  # of the interpolation: its error is below rounding, see `BandReduction`
+SMALL = 1e-7  # of the largest eigenvalue of aB/b: the series of (I + aB/b)⁻¹ then ends after two terms
 Solve = Callable[[Tensor], Tensor]
 
 
@@ -144,6 +145,7 @@ class BandReduction(Reduction):
         self.source, self.size = source, len(A)
         self.trace = float(A.diagonal().sum())
         self.band, self.panels = reduce_to_band(A, bandwidth_for(len(A)))
+        self.squares = float(2.0 * np.square(self.band).sum() - np.square(self.band[0]).sum())  # tr(A²)
         self._slopes: dict[int, Chebyshev] = {}
         self._even = -math.log(self.trace / self.size) if self.trace > 0 else 0.0  # t at which both have a half of V
 
@@ -172,8 +174,8 @@ class BandReduction(Reduction):
         return factored.solve, factored.logdet
 
     def slopes(self, a: float, b: float) -> tuple[float, float]:
-        if a == 0.0:
-            return self.trace / b, self.size / b
+        if abs(a) * math.sqrt(self.squares) < SMALL * b:
+            return (self.trace - a / b * self.squares) / b, (self.size - a / b * self.trace) / b
         if a < 0.0 or b <= 0.0:
             return self._slopes_by_solving(a, b)
         t = math.log(a / b)
