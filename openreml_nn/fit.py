@@ -67,6 +67,8 @@ def fit(
     began = time.perf_counter()
     if method not in OBJECTIVES:
         raise ValueError(f"`method` must be 'REML' or 'ML', got {method!r}.")
+    if max_steps < 0:
+        raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
     objective = OBJECTIVES[method](V, solver)
     problem = objective.prepare(y, X, rank=rank)
     names = column_names(problem, X, x_names)
@@ -95,9 +97,11 @@ def fit(
         control=control,
         tolerance=tolerance,
     )
-    while not history or not (history[-1].done or history[-1].iteration >= max_steps):
+    for _ in range(max_steps):
         optimizer.step(closure)
         history.append(optimizer.progress)
+        if history[-1].done:
+            break
     if not current or not torch.equal(current[0].theta, V.theta):  # the last trial was rejected
         current.clear()
         with torch.no_grad():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NOTHING = 1e-100  # an information as good as zero; the square of its inverse is still a number
 FLAT = 1e-14  # relative eigenvalue below which a direction counts as flat
 
 
@@ -108,12 +109,10 @@ class TrustRegion(StepControl):
     def step(self, H: np.ndarray, g: np.ndarray, radius: float) -> np.ndarray:
         values, vectors = np.linalg.eigh(H)
         z = vectors.T @ g
-        floor = FLAT * max(abs(values[0]), abs(values[-1]), np.finfo(float).tiny)
+        floor = FLAT * max(abs(values[0]), abs(values[-1]), NOTHING)
         low = max(0.0, floor - values[0])
-        with np.errstate(over="ignore"):  # a flat H asks for an endless step
-            full = z / (values + low)
-        if np.linalg.norm(full) <= radius:
-            return vectors @ full
+        if np.linalg.norm(z / (values + low)) <= radius:
+            return vectors @ (z / (values + low))
         high = low + np.linalg.norm(z) / radius + abs(values[0])
         for _ in range(200):  # bisection on a decreasing function; in logarithms once away from zero
             middle = np.sqrt(low * high) if low > 0 else 1e-3 * high

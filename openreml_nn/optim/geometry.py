@@ -50,7 +50,7 @@ class Geometry:
             for i, column in leaf.mirrors.items():
                 mirrors[index[i], [index[j] for j in column]] = True
             with torch.no_grad():
-                size = float(leaf.diagonal(theta[index]).abs().mean()) if leaf.shape[0] == leaf.shape[1] else 1.0
+                size = float(leaf.mean_diagonal(theta[index]).abs()) if leaf.shape[0] == leaf.shape[1] else 1.0
             for i, t, power in zip(index, leaf._transforms(), leaf.scale_powers, strict=True):
                 low, high = (-math.inf, math.inf) if t is None else t.image
                 ends[:, i] = math.isfinite(low), math.isfinite(high)

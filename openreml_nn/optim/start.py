@@ -26,7 +26,7 @@ def data_start(problem: Problem) -> Tensor:
     scalable = [(term, index) for term, index in terms if _can_scale(term, fixed[index])]
     for term, index in scalable:
         with torch.no_grad():
-            size = float(term.diagonal(theta[index]).mean())
+            size = float(term.mean_diagonal(theta[index]))
         if size > 0:
             scaled = term.rescale(theta[index], s2 / (len(scalable) * size)).to(theta)
             theta[index] = torch.where(fixed[index].to(theta.device), theta[index], scaled)
