@@ -1,0 +1,262 @@
+"""What a fit gives: tables, standard errors, boundaries, predictions and the summary."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from openreml_nn import FitResult, fit
+from openreml_nn.covariance import (
+    AR1Matrix,
+    CovariancePropagation,
+    DiagonalMatrix,
+    DummyMatrix,
+    ScalarMatrix,
+    Sum,
+)
+from openreml_nn.data import MixedModel, Term
+
+
+def fitted(table: str, fixed: str, **terms: object) -> FitResult:
+    model = MixedModel(table, fixed, **terms)  # type: ignore[arg-type]
+    return fit(model.V, model.y, model.X, x_names=model.x_names)
+
+
+@pytest.fixture(scope="module")
+def alpha() -> FitResult:
+    return fitted("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
+
+
+@pytest.fixture(scope="module")
+def slopes() -> FitResult:
+    return fitted("sleepstudy", "Reaction ~ Days", random={"Subject": Term("Subject", "1 + Days")})
+
+
+@pytest.fixture(scope="module")
+def dyestuff2() -> FitResult:
+    return fitted("dyestuff2", "Yield ~ 1", random=["Batch"])
+
+
+# Standard errors on the natural scale from the average information, by an independent dense program.
+STANDARD_ERRORS = {
+    "dyestuff": [1432.751252384143, 707.6149236755348],
+    "penicillin": [0.226365216819454, 2.3676095794543306, 0.039881369695242586],
+    "pastes": [2.3493927859397963, 2.7755412885497437, 0.17505884724857526],
+    "john_alpha": [0.05207808, 0.03734386, 0.02029195],
+    "sleepstudy": [288.783, 46.6785, 14.7821, 77.1855],
+}
+TERMS: dict[str, tuple[str, dict]] = {
+    "dyestuff": ("Yield ~ 1", {"random": ["Batch"]}),
+    "penicillin": ("diameter ~ 1", {"random": ["plate", "sample"]}),
+    "pastes": ("strength ~ 1", {"random": ["batch", "batch:cask"]}),
+    "john_alpha": ("yield ~ rep", {"random": ["gen", "rep:block"]}),
+    "sleepstudy": ("Reaction ~ Days", {"random": {"Subject": Term("Subject", "1 + Days")}}),
+}
+
+
+@pytest.mark.parametrize("name", STANDARD_ERRORS)
+def test_standard_errors_of_variance_parameters(name: str) -> None:
+    fixed, terms = TERMS[name]
+    result = fitted(name, fixed, **terms)
+    np.testing.assert_allclose(result.variance["std_error"], STANDARD_ERRORS[name], rtol=1e-4)
+
+
+def test_standard_errors_are_the_delta_method(slopes: FitResult) -> None:
+    V, theta = slopes.V, slopes.theta
+    J = torch.func.jacrev(V.natural)(theta).numpy()
+    expected = np.sqrt(np.diag(J @ slopes.theta_cov @ J.T))
+    np.testing.assert_allclose(slopes.variance["std_error"], expected)
+
+
+def test_standard_error_of_a_correlation() -> None:
+    """nlme's Ovary example: AR(1) within mares and a random intercept."""
+    table = MixedModel("ovary", "follicles ~ 1", random=["Mare"])
+    assert len(table.y) == 308
+    result = fitted(
+        "ovary", "follicles ~ 1", random=["Mare"], residual=Term("Mare", within="idx", covariance=AR1Matrix)
+    )
+    assert result.converged
+    row = result.variance.set_index("name").filter(like="rho", axis=0).iloc[0]
+    assert -1.0 < row["estimate"] < 1.0
+    assert 0.0 < row["std_error"] < 0.2
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_variance_table(alpha: FitResult) -> None:
+    table = alpha.variance
+    assert list(table.columns) == ["name", "estimate", "std_error", "share", "boundary", "fixed"]
+    assert list(table["name"]) == ["gen/sigma^2", "rep:block/sigma^2", "residual/sigma^2"]
+    assert table["share"].sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(table["share"], table["estimate"] / table["estimate"].sum())
+    assert not table[["boundary", "fixed"]].to_numpy().any()
+
+
+def test_shares_of_terms_with_several_parameters(slopes: FitResult) -> None:
+    table = slopes.variance
+    assert np.isnan(table["share"]).tolist() == [False, True, True, False]
+    assert table["share"].sum() == pytest.approx(1.0)
+    diagonal = slopes.V.diagonal(slopes.theta).mean()
+    assert table["share"].iloc[-1] == pytest.approx(float(table["estimate"].iloc[-1] / diagonal))
+
+
+def test_share_of_a_single_structure() -> None:
+    y = torch.randn(20, dtype=torch.float64)
+    assert fit(AR1Matrix(20), y).variance["share"].tolist() == [1.0, pytest.approx(math.nan, nan_ok=True)]
+
+
+def test_boundary(dyestuff2: FitResult) -> None:
+    table = dyestuff2.variance
+    assert table["boundary"].tolist() == [True, False]
+    assert table["estimate"][0] == 0.0
+    assert math.isnan(table["std_error"][0])
+    assert table["std_error"][1] == pytest.approx(table["estimate"][1] * math.sqrt(2 / 29), rel=1e-6)
+    assert table["share"].tolist() == [pytest.approx(0.0, abs=1e-9), pytest.approx(1.0)]
+    assert dyestuff2.held == (-1, 0)
+    assert (dyestuff2.blup()["blup"].abs() < 1e-9).all()
+
+
+def test_fixed_parameters() -> None:
+    model = MixedModel("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
+    model.V.operand("rep:block").set_theta(torch.tensor([math.log(0.07) / 2]))  # type: ignore[union-attr]
+    model.V.set_no_grad(param_name=[n for n in model.V.param_names if n.startswith("rep:block")])
+    result = fit(model.V, model.y, model.X, start="data")
+    table = result.variance
+    assert table["fixed"].tolist() == [False, True, False]
+    assert table["estimate"][1] == pytest.approx(0.07)
+    assert np.isnan(table["std_error"]).tolist() == [False, True, False]
+    assert result.num_variance_parameters == 2
+    assert np.isnan(np.diag(result.theta_cov)).tolist() == [False, True, False]
+    assert "fixed" in result.summary()
+
+
+def test_fixed_parameter_does_not_move_the_names_of_others() -> None:
+    y = torch.randn(30, dtype=torch.float64)
+    V = DiagonalMatrix(3, start=[1.0, 2.0, 3.0])
+    Z = DummyMatrix([0, 1, 2] * 10)
+    model = Sum(a=CovariancePropagation(Z, V), residual=ScalarMatrix(30))
+    V.set_no_grad([1])
+    table = fit(model, y, start="current", max_steps=1).variance
+    assert table["estimate"][1] == pytest.approx(2.0)
+    assert table["fixed"].tolist() == [False, True, False, False]
+
+
+# ---- criteria --------------------------------------------------------------------------------------------------------
+
+
+def test_information_criteria(alpha: FitResult, dyestuff2: FitResult) -> None:
+    minus2 = 2 * 46.59691012098524
+    np.testing.assert_allclose([alpha.AIC, alpha.BIC], [minus2 + 2 * 6, minus2 + 6 * math.log(72)], atol=1e-8)
+    np.testing.assert_allclose(dyestuff2.AIC, 161.8282778122885 + 2 * 3, atol=1e-8)  # counts the one on the boundary
+    assert (alpha.n, alpha.p, alpha.num_variance_parameters) == (72, 3, 3)
+
+
+# ---- fixed and random effects ----------------------------------------------------------------------------------------
+
+
+def test_fixed_effects_table(slopes: FitResult) -> None:
+    """lme4: 251.405 (6.825), 10.467 (1.546)."""
+    table = slopes.fixed_effects
+    assert table["name"].tolist() == ["Intercept", "Days"]
+    assert [f"{se:.3f}" for se in table["std_error"]] == ["6.825", "1.546"]
+    np.testing.assert_allclose(table["z"], table["estimate"] / table["std_error"])
+    np.testing.assert_allclose(np.sqrt(np.diag(slopes.beta_cov)), table["std_error"])
+
+
+def test_random_effects_by_term_effect_and_level(slopes: FitResult) -> None:
+    """lme4's conditional modes of subject 308: 2.26 and 9.20."""
+    table = slopes.blup("Subject")
+    assert list(table.columns) == ["term", "effect", "level", "blup", "pev"]
+    assert len(table) == 36
+    subject = table[table["level"] == "S308"].set_index("effect")
+    assert f"{subject['blup'].iloc[0]:.2f}" == "2.26"
+    assert f"{subject['blup'].iloc[1]:.2f}" == "9.20"
+    assert subject.index[1] == "Days"
+    assert (table["pev"] > 0).all()
+
+
+def test_random_effects_of_all_terms(alpha: FitResult) -> None:
+    table = alpha.blup()
+    assert table["term"].unique().tolist() == ["gen", "rep:block"]
+    assert len(table) == 24 + 18
+    assert table.query("term == 'gen' and level == 'G01'")["blup"].item() == pytest.approx(0.501184, abs=1e-6)
+    assert "R1:B1" in set(table["level"])
+    with pytest.raises(KeyError, match="no random term 'genotype'; there are \\['gen', 'rep:block'\\]"):
+        alpha.blup("genotype")
+
+
+def test_no_random_term() -> None:
+    result = fit(ScalarMatrix(10), torch.randn(10, dtype=torch.float64))
+    assert result.blup().empty
+    assert list(result.blup().columns) == ["term", "effect", "level", "blup", "pev"]
+
+
+def test_levels_without_names() -> None:
+    Z = torch.eye(5, dtype=torch.float64).repeat(4, 1)
+    result = fit(
+        Sum(a=CovariancePropagation(Z, ScalarMatrix(5)), residual=ScalarMatrix(20)),
+        torch.randn(20, dtype=torch.float64),
+    )
+    assert result.blup()["level"].tolist() == ["0", "1", "2", "3", "4"]
+
+
+def test_predictions(alpha: FitResult) -> None:
+    X = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    gen = DummyMatrix(["G01", "G24", "none"], levels=alpha.blup("gen")["level"], unknown="zero")
+    table = alpha.predict(X, {"gen": gen})
+    blup = alpha.blup("gen").set_index("level")["blup"]
+    expected = X.double() @ alpha.beta + torch.tensor([blup["G01"], blup["G24"], 0.0])
+    np.testing.assert_allclose(table["prediction"], expected)
+    assert (table["std_error"] > 0).all()
+    plain = alpha.predict(X)
+    np.testing.assert_allclose(plain["prediction"], X.double() @ alpha.beta)
+    np.testing.assert_allclose(plain["std_error"], ((X.double() @ alpha.beta_cov) * X).sum(1).sqrt())
+    assert plain["std_error"][2] == pytest.approx(table["std_error"][2])
+
+
+def test_predictions_with_aliased_columns() -> None:
+    y, x = torch.randn(12, dtype=torch.float64), torch.randn(12, 1, dtype=torch.float64)
+    X = torch.cat([torch.ones(12, 1), torch.ones(12, 1), x], dim=1)
+    with pytest.warns(UserWarning, match="x1"):
+        result = fit(ScalarMatrix(12), y, X)
+    assert len(result.predict(X)) == 12
+    assert result.fixed_effects["name"].tolist() == ["x0", "x2"]
+
+
+# ---- the summary -----------------------------------------------------------------------------------------------------
+
+
+def test_summary(alpha: FitResult) -> None:
+    lines = str(alpha).splitlines()
+    assert lines[0].startswith("Linear mixed model by REML")
+    assert "n = 72, rank of X = 3, variance parameters = 3" in lines
+    assert "log-likelihood = -46.5969, AIC = 105.19, BIC = 118.85" in lines
+    assert f"Converged after {alpha.n_iter} steps: the score is zero." in lines
+    text = "\n".join(lines)
+    assert alpha.objective.solver.name in text
+    assert "\nVariance parameters\n  name               estimate std. error  share\n" in text
+    for part in ("gen/sigma^2        0.142902  0.0520781 48.5 %", "rep:block/sigma^2 0.0702183", "4.51825", "23.8 %"):
+        assert part in text
+    assert "note" not in text
+    assert max(len(line) for line in lines) < 100
+
+
+def test_summary_of_a_boundary_and_of_a_fit_that_did_not_end(dyestuff2: FitResult) -> None:
+    text = dyestuff2.summary()
+    assert "on the boundary of Batch/sigma^2." in text
+    row = next(line for line in text.splitlines() if line.strip().startswith("Batch/sigma^2"))
+    assert row.split()[1:] == ["0", "-", "0.0", "%", "boundary"]
+    model = MixedModel("sleepstudy", "Reaction ~ Days", random={"Subject": Term("Subject", "1 + Days")})
+    short = fit(model.V, model.y, model.X, max_steps=1)
+    assert "NOT CONVERGED after 1 step: the limit of 1 steps was reached." in short.summary()
+
+
+def test_result_is_a_value(alpha: FitResult) -> None:
+    with pytest.raises(AttributeError):
+        alpha.converged = False  # type: ignore[misc]
+    assert isinstance(alpha.variance, pd.DataFrame)
+    assert alpha.theta.dtype == torch.float64
+    assert not alpha.theta.requires_grad
