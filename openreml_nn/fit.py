@@ -106,8 +106,8 @@ def fit(
         current.clear()
         with torch.no_grad():
             current.append(problem.evaluate(V.theta.detach()))
-    evaluation = current.pop()
-    return build_result(objective, evaluation, history, names, time.perf_counter() - began)
+    known = optimizer.information if history and isinstance(direction, Average) else None
+    return build_result(objective, current.pop(), history, names, time.perf_counter() - began, known)
 
 
 def start_theta(problem: Problem, start: Tensor | str) -> Tensor:
@@ -124,9 +124,17 @@ def start_theta(problem: Problem, start: Tensor | str) -> Tensor:
 
 
 def build_result(
-    objective: Objective, evaluation: Evaluation, history: list[Progress], x_names: list[str], seconds: float = math.nan
+    objective: Objective,
+    evaluation: Evaluation,
+    history: list[Progress],
+    x_names: list[str],
+    seconds: float = math.nan,
+    information: np.ndarray | None = None,
 ) -> FitResult:
-    """The result of an optimiser that has stopped; the history is empty where no parameter was moved."""
+    """The result of an optimiser that has stopped; the history is empty where no parameter was moved.
+
+    The average information of the free thetas is computed at the evaluation where it is not given.
+    """
     V = evaluation.problem.V
     free = free_index(V)
     held = np.zeros(V.num_params, dtype=int)
@@ -134,7 +142,8 @@ def build_result(
     converged, reason = (False, "no step was made") if free else (True, ALL_FIXED)
     if free:
         held[free] = history[-1].held if history else 0
-        theta_cov = theta_covariance(V, held, average_information(evaluation).cpu().numpy())
+        known = average_information(evaluation).cpu().numpy() if information is None else information
+        theta_cov = theta_covariance(V, held, known)
     if history:
         last = history[-1]
         converged, reason = last.converged, last.reason or f"the limit of {last.iteration} steps was reached"

@@ -109,6 +109,10 @@ class Matrix(nn.Module, ABC):
         """The main diagonal of V(θ)."""
         return self.build(params).diagonal()
 
+    def mean_diagonal(self, params: Tensor) -> Tensor:
+        """The mean of the main diagonal: the average variance."""
+        return self.diagonal(params).mean()
+
     @property
     def is_diagonal(self) -> bool:
         """Whether V(θ) is diagonal at every θ, so that ``diagonal`` says it all."""
@@ -136,6 +140,10 @@ class Matrix(nn.Module, ABC):
         """The diagonal of Z C Z', shape (rows,)."""
         parts = self.build(params).split(4096)  # so that nothing else of the size of a large Z is formed
         return torch.cat([(inner.matmul(inner_params, Z.mT).mT * Z).sum(1) for Z in parts])
+
+    def sandwich_mean_diagonal(self, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:
+        """The mean of the diagonal of Z C Z'."""
+        return self.sandwich_diagonal(params, inner, inner_params).mean()
 
     def sandwich_entries(
         self, params: Tensor, inner: "Matrix", inner_params: Tensor, rows: Tensor, columns: Tensor

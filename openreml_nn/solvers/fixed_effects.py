@@ -76,13 +76,15 @@ def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop"
     X = torch.ones_like(y)[:, None] if X is None else _checked("X", X, 2).to(y)
     if len(X) != len(y):
         raise ValueError(f"X needs one row for each of the {len(y)} observations, got {len(X)} rows.")
-    kept, aliased = _independent_columns(X.detach())
+    U, R = torch.linalg.qr(X)
+    kept, aliased = _independent_columns(R.detach())
     if aliased and rank == "error":
         raise ValueError(f"X is rank deficient: columns {aliased} depend on columns to their left. Remove them.")
     if len(kept) >= len(y):
         raise ValueError(f"{len(y)} observations leave no degrees of freedom beside {len(kept)} fixed effects.")
-    X = X[:, kept] if aliased else X
-    U, R = torch.linalg.qr(X)
+    if aliased:
+        X = X[:, kept]
+        U, R = torch.linalg.qr(X)
     shift, constant, outside = _exact_shift(y, X, U, R)
     e, a = y - shift, U.new_zeros(U.shape[1])
     for _ in range(2):
@@ -117,12 +119,12 @@ def _exact_shift(y: Tensor, X: Tensor, U: Tensor, R: Tensor) -> tuple[Tensor, Te
     return y.detach().median(), coefficients[:, 0], outside
 
 
-def _independent_columns(X: Tensor) -> tuple[list[int], list[int]]:
-    """Columns kept and columns aliased, decided from left to right as R's lm and lme4 do."""
-    kept, aliased = list(range(X.shape[1])), []
-    lengths = torch.linalg.vector_norm(X, dim=0)
+def _independent_columns(R: Tensor) -> tuple[list[int], list[int]]:
+    """Columns kept and columns aliased, decided from left to right as R's lm and lme4 do; X = U R says it all by R."""
+    kept, aliased = list(range(R.shape[1])), []
+    lengths = torch.linalg.vector_norm(R, dim=0)
     while kept:
-        left = torch.linalg.qr(X[:, kept], mode="r")[1].diagonal().abs()
+        left = torch.linalg.qr(R[:, kept], mode="r")[1].diagonal().abs()
         if len(left) < len(kept):  # more columns than rows: those beyond depend on the others
             left = torch.cat([left, left.new_zeros(len(kept) - len(left))])
         dependent = (left <= ALIASED * lengths[kept]).nonzero()
@@ -138,7 +140,8 @@ def _checked(name: str, values: Tensor, dimensions: int) -> Tensor:
     if values.ndim != dimensions:
         raise ValueError(f"{name} must have {dimensions} dimension{'s' * (dimensions > 1)}, got {tuple(values.shape)}.")
     values = values.to(torch.float64)
-    bad = int((~torch.isfinite(values.detach())).sum())
+    sound = bool(values.detach().sum().isfinite())  # one quick pass; values are looked at one by one only if it fails
+    bad = 0 if sound else int((~torch.isfinite(values.detach())).sum())
     if bad:
         raise ValueError(f"{name} holds {bad} missing or infinite values. Drop or replace them.")
     return values

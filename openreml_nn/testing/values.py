@@ -66,6 +66,7 @@ def elements(case: Case, theta: Tensor) -> None:
     require_close(V.submatrix(theta, rows, columns), A[rows][:, columns], "`submatrix`", tolerance=1e-12)
     require_close(V.entries(theta, rows[:, None], columns), A[rows][:, columns], "`entries`", tolerance=1e-12)
     require_close(V.diagonal(theta), A.diagonal(), "`diagonal`", tolerance=1e-12)
+    require_close(V.mean_diagonal(theta), A.diagonal().mean(), "`mean_diagonal`", tolerance=1e-12)
     if V.is_diagonal:
         require(A.shape[0] == A.shape[1], "`is_diagonal` is true of a matrix that is not square")
         require_close(A, torch.diag_embed(A.diagonal()), "a matrix that says it is diagonal")

@@ -64,6 +64,10 @@ class CovariancePropagation(Operator):
         (Z, z), (G, g) = self.parts(params)
         return Z.sandwich_diagonal(z, G, g)
 
+    def mean_diagonal(self, params: Tensor) -> Tensor:
+        (Z, z), (G, g) = self.parts(params)
+        return Z.sandwich_mean_diagonal(z, G, g)
+
     def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         (Z, z), (G, g) = self.parts(params)
         return Z.sandwich_entries(z, G, g, rows, columns)

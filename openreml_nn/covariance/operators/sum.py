@@ -51,6 +51,9 @@ class Sum(Operator):
     def diagonal(self, params: Tensor) -> Tensor:
         return sum(operand.diagonal(own) for operand, own in self.parts(params))  # type: ignore[return-value]
 
+    def mean_diagonal(self, params: Tensor) -> Tensor:
+        return sum(operand.mean_diagonal(own) for operand, own in self.parts(params))  # type: ignore[return-value]
+
     @property
     def is_diagonal(self) -> bool:
         return all(operand.is_diagonal for operand in self.operand_list())

@@ -96,6 +96,9 @@ class ScalarMatrix(DiagonalStructure):
         s, left = divmod(self.shape[0], count)
         return None if left else self.trans_params(params) * torch.eye(s, dtype=params.dtype, device=params.device)
 
+    def mean_diagonal(self, params: Tensor) -> Tensor:
+        return self.trans_params(params)[0]
+
 
 class DiagonalMatrix(DiagonalStructure):
     r"""V = diag(σ²_0, …, σ²_{n−1}): independent levels, each with its own variance.

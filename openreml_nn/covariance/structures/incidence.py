@@ -112,6 +112,15 @@ class IncidenceMatrix(Matrix):
             blocks = grid.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
         return ((x[:, None, :] @ blocks[self.codes.clamp(min=0)])[:, 0] * x).sum(1)
 
+    def sandwich_mean_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        block = inner.common_block(inner_params, len(self.levels))
+        if block is None:
+            return super().sandwich_mean_diagonal(params, inner, inner_params)
+        if self.values is None and len(self.effects) == 1 and not self._some_unknown:
+            return block[0, 0]
+        x = self.effect_values(inner_params)
+        return (block * (x.mT @ x)).sum() / len(x)
+
     def sandwich_entries(
         self, params: Tensor, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor
     ) -> Tensor:
