@@ -25,4 +25,4 @@ def aligned_text(table: pd.DataFrame) -> str:
     width = max(len(str(name)) for name in text["name"])
     text["name"] = [f"{name:<{width}}" for name in text["name"]]
     rows = text.rename(columns={"name": f"{'name':<{width}}"}).to_string(index=False)
-    return "\n".join(f"  {row.strip() if i == 0 and not row.strip() else row}" for i, row in enumerate(rows.split("\n")))
+    return "\n".join(f"  {row}" for row in rows.split("\n"))
