@@ -18,12 +18,13 @@ from torch.autograd import Function
 from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, ScalarMatrix
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free
+from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.small_blocks import multiply
-from openreml_nn.solvers.terms import RandomTerm, operands_of
+from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
 
 
 class MixedModelEquationsSolver(Solver):
@@ -38,6 +39,8 @@ class MixedModelEquationsSolver(Solver):
         for name, operand in operands:
             if isinstance(operand, CovariancePropagation) and operand.Z.num_params:
                 return f"it needs a fixed Z, and that of {name!r} has parameters."
+            if isinstance(operand, DiagonalPropagation) and not bool(operand.X.all()):
+                return f"it needs weights other than zero, and {name!r} has rows without a residual."
             if not isinstance(operand, CovariancePropagation) and not _is_scaled_diagonal(operand):
                 return f"it needs terms `CovariancePropagation(Z, G)`, and {name!r} is a {type(operand).__name__}."
         return None
@@ -89,7 +92,7 @@ class Plan:
         theta = V.theta.detach()
         operands = operands_of(V, theta)
         residual = next(i for i, (_, operand, _) in enumerate(operands) if _is_scaled_diagonal(operand))
-        terms = all_terms(V, theta)
+        terms = propagated_terms(V, theta)
         able = [i for i, term in enumerate(terms) if isinstance(term.Z, IncidenceMatrix)
                 and term.G.level_blocks(term.G_params, len(term.Z.levels)) is not None]  # fmt: skip
         best = max(able, key=lambda i: terms[i].Z.shape[1], default=-1)
@@ -97,16 +100,6 @@ class Plan:
         first = terms[best].Z if best >= 0 else None
         assert first is None or isinstance(first, IncidenceMatrix)
         return cls(residual, first, best, rest, [terms[i].Z for i in rest])
-
-
-def all_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
-    """Every Z G Z' of V, whatever its name."""
-    terms = []
-    for name, operand, own in operands_of(V, theta):
-        if isinstance(operand, CovariancePropagation):
-            z, g = operand.split(own)
-            terms.append(RandomTerm(name, operand.Z, operand.G, z, g))
-    return terms
 
 
 class MixedModelProblem(Problem):
@@ -136,7 +129,7 @@ class MixedModelProblem(Problem):
 
     def covariances(self, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The first term's blocks, shape (s, s, L or 1), and of each other term the diagonal of G, or all of it."""
-        terms = all_terms(self.V, theta)
+        terms = propagated_terms(self.V, theta)
         first = theta.new_zeros((1, 1, 1))
         if self.plan.first is not None:
             term, L = terms[self.plan.first_index], len(self.plan.first.levels)
@@ -189,11 +182,24 @@ class MixedModelEvaluation(Evaluation):
         except torch.linalg.LinAlgError as error:
             message = f"The mixed-model equations have no solution at theta {theta.tolist()}."
             raise NotPositiveDefinite(message) from error
-        logdet_V, logdet_M, self.yPy = _Terms.apply(self.equations, sigma2, first, *rest)
-        self.logdet_V = logdet_V + problem.logdet_R0
-        self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
         self.gamma = self.equations.gamma
         self.gamma_cov = self.equations.sigma2 * self.equations.UU_inverse
+        logdet_V, logdet_M, yPy = _Terms.apply(self.equations, sigma2, first, *rest)
+        if problem.fixed.U.requires_grad or problem.fixed.e.requires_grad:
+            slopes = self._slopes_in_rows()
+            logdet_M, yPy = logdet_M + slopes[0], yPy + slopes[1]
+        self.logdet_V = logdet_V + problem.logdet_R0
+        self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
+        self.yPy = yPy
+
+    def _slopes_in_rows(self) -> Tensor:
+        """Zeros with the derivatives of log|U'V⁻¹U| and e'Pe by U and e, which are those of `GaussianTerms`."""
+        fixed = self.problem.fixed
+        with torch.no_grad():
+            Pe = self.Py
+            along_U = torch.stack([2.0 * self._ViU @ self.gamma_cov, -2.0 * torch.outer(Pe, self.gamma)])
+            along_e = torch.stack([torch.zeros_like(Pe), 2.0 * Pe])
+        return ClosedForm.apply(Pe.new_zeros(2), MixedModelEquationsSolver.name, along_U, along_e, fixed.U, fixed.e)
 
     # ---- effects: level by level for the first term, columns of the rest for the others ------------------------------
 
@@ -204,7 +210,7 @@ class MixedModelEvaluation(Evaluation):
 
     def _split(self, effects: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of all terms, in the order of V, as those of the first term by level and those of the rest."""
-        sizes = [term.Z.shape[1] for term in all_terms(self.problem.V, self.theta)]
+        sizes = [term.Z.shape[1] for term in propagated_terms(self.problem.V, self.theta)]
         parts = list(effects.split(sizes)) if sizes else []
         plan = self.problem.plan
         first = parts[plan.first_index] if plan.first is not None else effects[:0]
@@ -233,7 +239,7 @@ class MixedModelEvaluation(Evaluation):
         V, b = self.problem.V, self._Pe()
 
         def scaled(theta: Tensor) -> Tensor:
-            terms = all_terms(V, theta)
+            terms = propagated_terms(V, theta)
             pieces = b.split([term.Z.shape[1] for term in terms]) if terms else []
             effects = [term.G.matmul(term.G_params, own)[:, 0] for term, own in zip(terms, pieces, strict=True)]
             return torch.cat([*effects, self.problem.sigma2(theta)[None]])
@@ -260,12 +266,12 @@ class MixedModelEvaluation(Evaluation):
     # ---- effects and their variances ---------------------------------------------------------------------------------
 
     def ZtPy(self, term: RandomTerm) -> Tensor:
-        names = [t.name for t in all_terms(self.problem.V, self.theta)]
-        sizes = [t.Z.shape[1] for t in all_terms(self.problem.V, self.theta)]
+        names = [t.name for t in propagated_terms(self.problem.V, self.theta)]
+        sizes = [t.Z.shape[1] for t in propagated_terms(self.problem.V, self.theta)]
         return self._Pe()[:, 0].split(sizes)[names.index(term.name)]
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
-        names = [t.name for t in all_terms(self.problem.V, self.theta)]
+        names = [t.name for t in propagated_terms(self.problem.V, self.theta)]
         plan, place = self.problem.plan, names.index(term.name)
         first, rest = self.equations.projected_blocks()
         sigma2 = self.equations.sigma2
@@ -293,7 +299,7 @@ class MixedModelEvaluation(Evaluation):
 
     def _residual(self, rows: Tensor, b: Tensor) -> Tensor:
         """R⁻¹ (``rows`` − Σ Z G b), b = B'V⁻¹ ``rows``."""
-        terms = all_terms(self.problem.V, self.theta.detach())
+        terms = propagated_terms(self.problem.V, self.theta.detach())
         left = rows
         for term, own in zip(terms, b.split([t.Z.shape[1] for t in terms]) if terms else (), strict=True):
             left = left - term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, own))
@@ -303,7 +309,7 @@ class MixedModelEvaluation(Evaluation):
     def solve(self, rhs: Tensor) -> Tensor:
         weight = self.problem.weight
         weighted = rhs if weight is None else weight[:, None] * rhs
-        terms = all_terms(self.problem.V, self.theta.detach())
+        terms = propagated_terms(self.problem.V, self.theta.detach())
         t = torch.cat([term.Z.rmatmul(term.Z_params, weighted) for term in terms]) if terms else rhs[:0]
         return self._residual(rhs, self._join(*self.equations.down(*self._split(t))) / self.equations.sigma2)
 

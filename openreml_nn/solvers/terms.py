@@ -35,11 +35,16 @@ def operands_of(V: Matrix, theta: Tensor) -> list[tuple[str, Matrix, Tensor]]:
     return [(name, V.operand(name), own) for name, own in zip(V.operand_names, V.split(theta), strict=True)]
 
 
-def random_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
-    """The terms Z G Z' of V, a `Sum` or a single term, but for the operand named ``residual``."""
+def propagated_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
+    """Every Z G Z' of V, a `Sum` or a single term, whatever its name."""
     terms = []
     for name, operand, own in operands_of(V, theta):
-        if isinstance(operand, CovariancePropagation) and name != RESIDUAL:
+        if isinstance(operand, CovariancePropagation):
             z, g = operand.split(own)
             terms.append(RandomTerm(name, operand.Z, operand.G, z, g))
     return terms
+
+
+def random_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
+    """The terms Z G Z' of V but for the operand named ``residual``."""
+    return [term for term in propagated_terms(V, theta) if term.name != RESIDUAL]

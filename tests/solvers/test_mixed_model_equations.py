@@ -112,6 +112,26 @@ def test_equals_dense(name: str, objective: type[REML] | type[ML]) -> None:
             torch.testing.assert_close(ours[key], value, rtol=1e-9, atol=near, msg=f"{key} differs")
 
 
+@pytest.mark.parametrize("objective", [REML, ML])
+@pytest.mark.parametrize("name", ["crossed", "slopes in both", "weights"])
+def test_gradient_reaches_response_and_design(name: str, objective: type[REML] | type[ML]) -> None:
+    found = []
+    for solver in ("mixed_model_equations", "dense"):
+        given = [y.clone().requires_grad_(), X.clone().requires_grad_()]
+        loss = objective(MODELS[name], solver)(*given)
+        found.append(torch.autograd.grad(loss, given, create_graph=solver == "dense"))
+    for ours, dense in zip(*found, strict=True):
+        torch.testing.assert_close(ours, dense.detach(), rtol=1e-9, atol=1e-10)
+    given = [y.clone().requires_grad_(), X]
+    with pytest.raises(NotImplementedError, match="solver='dense'"):
+        torch.autograd.grad(objective(MODELS[name], "mixed_model_equations")(*given), given[:1], create_graph=True)
+
+
+def test_weight_of_zero_is_refused() -> None:
+    V = Sum(g=simple(MANY), residual=DiagonalPropagation(torch.cat([0.0 * ONE[:1], ONE[1:]]), ScalarMatrix(1)))
+    assert "weights other than zero" in str(MixedModelEquationsSolver().refusal(V))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_variance_next_to_zero(which: int) -> None:
     V = MODELS["crossed"]
