@@ -27,7 +27,6 @@ LAYERS = (
     ("metrics",),
     ("data",),
     ("summary",),
-    ("summary",),
     ("result",),
     ("report", "figures", "fit"),
     ("lightning",),

@@ -1,6 +1,5 @@
 """The dense solver: any V, one Cholesky an evaluation, and one inverse for its gradient. The oracle of all others."""
 
-import psutil
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
@@ -9,6 +8,7 @@ from openreml_nn.covariance import Matrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
+from openreml_nn.solvers.memory import require_memory
 
 MATRICES_AT_PEAK = 5  # V, L, V⁻¹ and room for what a structure forms on the way
 
@@ -28,7 +28,9 @@ class DenseSolver(Solver):
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "DenseProblem":
         self.require(V)
         fixed = prepare_fixed_effects(y, X, rank)
-        _check_memory(fixed.n, fixed.e.device)
+        n = fixed.n
+        what = f"A dense V of {n} observations ({MATRICES_AT_PEAK} matrices of {n} x {n})"
+        require_memory(MATRICES_AT_PEAK * 8 * n * n, fixed.e.device, what)
         return DenseProblem(V, fixed)
 
 
@@ -79,21 +81,6 @@ class DenseEvaluation(Evaluation):
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
         W, q = solve_triangular(self.L, rhs, upper=False), self.Q.mT @ rhs
         return W.square().sum(0) - q.square().sum(0)
-
-
-def _check_memory(n: int, device: torch.device) -> None:
-    """Raise a MemoryError where the dense solver would not fit, before it starts."""
-    needed = MATRICES_AT_PEAK * 8 * n * n
-    if device.type == "cuda":
-        available = torch.cuda.mem_get_info(device)[0]
-    else:
-        available = psutil.virtual_memory().available
-    if needed > available:
-        raise MemoryError(
-            f"A dense V of {n} observations needs about {needed / 2**30:.1f} GiB "
-            f"({MATRICES_AT_PEAK} matrices of {n} x {n}), and {available / 2**30:.1f} GiB are free. "
-            f"Take a solver that uses the structure of V, or fewer rows."
-        )
 
 
 def _where_it_fails(problem: DenseProblem, theta: Tensor) -> str:

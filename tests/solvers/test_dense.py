@@ -92,7 +92,7 @@ def test_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * 8 * 30_000**2 - 1))
     big = ScalarMatrix(30_000)
     y = torch.arange(30_000, dtype=torch.float64)
-    needs = r"V of 30000 observations needs about 33.5 GiB \(5 matrices of 30000 x 30000\), and 33.5 GiB are free"
+    needs = r"V of 30000 observations \(5 matrices of 30000 x 30000\) needs about 33.5 GiB, and 33.5 GiB are free"
     with pytest.raises(MemoryError, match=needs):
         DenseSolver().prepare(big, y)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * 8 * 30_000**2))
