@@ -9,7 +9,7 @@ from openreml_nn.optim.average_information import (
 from openreml_nn.optim.controls import FixedStep, Halving, StepControl, TrustRegion
 from openreml_nn.optim.directions import Average, Direction, Fisher, Observed
 from openreml_nn.optim.geometry import Geometry
-from openreml_nn.optim.start import data_start
+from openreml_nn.optim.start import data_start, require_estimable
 
 __all__ = [
     "Average",
@@ -26,4 +26,5 @@ __all__ = [
     "TrustRegion",
     "data_start",
     "newton_decrement",
+    "require_estimable",
 ]

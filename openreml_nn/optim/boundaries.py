@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openreml_nn.optim.controls import NOTHING
+
 PUSHED = 10.0  # raw step towards an end: a standard deviation falls by a factor of exp(10)
 NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is at, an end
 SLOPE = 1e-4  # g²/d above which a score has a direction
@@ -88,7 +90,7 @@ def _through_zero(place: Place) -> Leap:
     The diagonal entry exp(θ) is positive, but the column times −1 is the same matrix: where Newton's step of the entry,
     exp(θ) (1 + g/d), is negative, the entry takes its size and the rest of the column the other sign.
     """
-    g, d = place.g, np.maximum(place.d, np.finfo(float).tiny)
+    g, d = place.g, np.maximum(place.d, NOTHING)
     cross = place.mirrors.any(axis=1) & (place.held == 0) & (g < -CROSSED * d) & (g**2 > SLOPE * d)
     step = np.where(cross, np.clip(np.log(np.maximum(np.abs(g) / d - 1.0, 1.0)), 1e-3, FARTHEST), 0.0)
     signs = np.prod(np.where(place.mirrors & cross[:, None], -1.0, 1.0), axis=0)
@@ -97,7 +99,7 @@ def _through_zero(place: Place) -> Leap:
 
 def _to_ends_and_back(place: Place) -> Leap:
     """Towards a finite end a long step; back from one Newton's step of the natural parameter exp(2θ), half of it."""
-    g, d = place.g, np.maximum(place.d, np.finfo(float).tiny)
+    g, d = place.g, np.maximum(place.d, NOTHING)
     runs, returns = place.flat(NEAR)
     runs = runs * place._finite(runs)
     step = PUSHED * runs + 0.5 * returns * np.log1p(np.abs(g) / d)

@@ -9,6 +9,8 @@ Source: Dennis, Gay & Welsch (1981), ACM Transactions on Mathematical Software 7
 
 import numpy as np
 
+from openreml_nn.optim.controls import NOTHING
+
 CLEARLY = 0.5  # error of the predicted gain with S over that without, below which S is used
 SMALLEST = 1e-6  # relative denominator below which an update is left out
 
@@ -29,7 +31,7 @@ def updated(S: np.ndarray, H: np.ndarray, step: np.ndarray, fall: np.ndarray) ->
     if size > 0:
         shrink = min(1.0, abs(float(step @ left)) / size)
         S, claimed = shrink * S, shrink * claimed
-    r, scale = left - claimed, 1.0 / np.sqrt(np.maximum(H.diagonal(), np.finfo(float).tiny))
+    r, scale = left - claimed, 1.0 / np.sqrt(np.maximum(H.diagonal(), NOTHING))
     denominator = float(r @ step)
     if abs(denominator) <= SMALLEST * float(np.linalg.norm(r * scale) * np.linalg.norm(step / scale)):
         return S

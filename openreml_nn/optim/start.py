@@ -1,10 +1,13 @@
-"""Start values from the data: the least-squares residual variance, shared equally among the terms of V."""
+"""Before the first step: whether the data can tell the terms of V, and start values from the data."""
 
 import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix, Sum
-from openreml_nn.solvers import Problem
+from openreml_nn.optim.average_information import ConfoundedParameters
+from openreml_nn.solvers import Problem, random_terms
+
+INSIDE = 1e-9  # relative length of a term's part outside the column space of X below which it has none
 
 
 def data_start(problem: Problem) -> Tensor:
@@ -35,3 +38,24 @@ def data_start(problem: Problem) -> Tensor:
 
 def _can_scale(term: Matrix, fixed: Tensor) -> bool:
     return any(power and not bool(f) for power, f in zip(term.scale_powers, fixed, strict=True))
+
+
+def require_estimable(problem: Problem) -> None:
+    """Refuse a random term that the fixed effects take up whole: the restricted likelihood does not depend on it.
+
+    Raises:
+        ConfoundedParameters: The columns of a term's Z are in the column space of X, as those of a factor that is fixed
+            and random at once.
+    """
+    U, generator = problem.fixed.U, torch.Generator().manual_seed(0)
+    probe = torch.randn(problem.n, 1, generator=generator, dtype=torch.float64).to(U)
+    outside = probe - U @ (U.mT @ probe)
+    for term in random_terms(problem.V, problem.V.theta.detach()):
+        if len(term.G.no_grad_index) == term.G.num_params:
+            continue
+        left, whole = (torch.linalg.vector_norm(term.Z.rmatmul(term.Z_params, v)) for v in (outside, probe))
+        if bool(left <= INSIDE * whole):
+            raise ConfoundedParameters(
+                f"The fixed effects take up the random term {term.name!r} whole, as if its factor were fixed too: the "
+                f"data say nothing about its variance. Remove it from the fixed or from the random part."
+            )

@@ -1,9 +1,11 @@
-"""Start values from the data: equal shares of the least-squares residual variance."""
+"""Start values from the data, equal shares of the residual variance; terms that the fixed effects take up."""
+
+import warnings
 
 import pytest
 import torch
 
-from openreml_nn import REML
+from openreml_nn import REML, fit
 from openreml_nn.covariance import (
     AR1Matrix,
     CovariancePropagation,
@@ -20,7 +22,7 @@ from openreml_nn.covariance import (
     Sum,
     UnstructuredMatrix,
 )
-from openreml_nn.optim import data_start
+from openreml_nn.optim import ConfoundedParameters, data_start, require_estimable
 
 N = 20
 Y = 7.0 * torch.randn(N, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 100.0
@@ -69,3 +71,43 @@ def test_fixed_parameters_stay() -> None:
 def test_nothing_that_scales() -> None:
     V = EquicorrelationMatrix(N)
     assert torch.equal(data_start(REML(V).prepare(Y)), V.theta.detach())
+
+
+# ---- terms that the fixed effects take up ----------------------------------------------------------------------------
+
+LEVEL = Z.build(torch.zeros(0, dtype=torch.float64))
+PAIRS = DummyMatrix([i // 2 for i in range(N)])
+
+
+@pytest.mark.parametrize(
+    ("Z", "X"),
+    [
+        (Z, LEVEL),
+        (Z, torch.cat([torch.ones(N, 1), LEVEL], dim=1)),
+        (DummyMatrix(["all"] * N), torch.ones(N, 1)),
+        (Z, PAIRS.build(torch.zeros(0, dtype=torch.float64)) @ torch.eye(10, dtype=torch.float64)),
+    ],
+    ids=["fixed and random", "with an intercept", "one level", "not nested"],
+)
+def test_a_term_within_the_fixed_effects_is_refused(
+    Z: DummyMatrix, X: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    V = Sum(a=CovariancePropagation(Z, ScalarMatrix(Z.num_levels)), residual=ScalarMatrix(N))
+    problem = REML(V).prepare(Y, X.double())
+    if "not nested" in request.node.name:
+        require_estimable(problem)
+        return
+    with pytest.raises(ConfoundedParameters, match="take up the random term 'a' whole"):
+        require_estimable(problem)
+    warnings.simplefilter("ignore")  # of aliased columns
+    with pytest.raises(ConfoundedParameters, match="Remove it from the fixed or from the random part"):
+        fit(V, Y, X.double())
+
+
+def test_full_likelihood_and_fixed_variances_may_have_such_terms() -> None:
+    V = Sum(a=CovariancePropagation(Z, ScalarMatrix(5)), residual=ScalarMatrix(N))
+    result = fit(V, Y, LEVEL, method="ML")
+    assert result.held == (-1, 0)
+    V.set_theta(torch.zeros(2, dtype=torch.float64))
+    V.set_no_grad([0])
+    assert fit(V, Y, LEVEL).converged
