@@ -75,7 +75,7 @@ def fit(
     warn_of_aliased(problem, names)
     V.set_theta(start_theta(problem, start))
     history: list[Progress] = []
-    if not free_index(V):
+    if not V.free_index:
         with torch.no_grad():
             evaluation = problem.evaluate(V.theta.detach())
         return build_result(objective, evaluation, history, names, time.perf_counter() - began)
@@ -119,7 +119,7 @@ def start_theta(problem: Problem, start: Tensor | str) -> Tensor:
     if start not in ("auto", "data", "current"):
         raise ValueError(f"`start` must be 'auto', 'data', 'current' or raw thetas, got {start!r}.")
     theta = V.theta.detach()
-    untouched = not bool(theta[free_index(V)].any())
+    untouched = not bool(theta[V.free_index].any())
     return data_start(problem) if start == "data" or (start == "auto" and untouched) else theta
 
 
@@ -136,7 +136,7 @@ def build_result(
     The average information of the free thetas is computed at the evaluation where it is not given.
     """
     V = evaluation.problem.V
-    free = free_index(V)
+    free = V.free_index
     held = np.zeros(V.num_params, dtype=int)
     theta_cov = np.full((V.num_params, V.num_params), math.nan)
     converged, reason = (False, "no step was made") if free else (True, ALL_FIXED)
@@ -148,30 +148,26 @@ def build_result(
         last = history[-1]
         converged, reason = last.converged, last.reason or f"the limit of {last.iteration} steps was reached"
     return FitResult(
-        objective, evaluation, converged, reason, history, theta_cov, tuple(int(h) for h in held), x_names, seconds
-    )
+        objective, evaluation, converged, reason, history, theta_cov, tuple(held.tolist()), tuple(V.no_grad_index),
+        x_names, seconds,
+    )  # fmt: skip
 
 
 def theta_covariance(V: Matrix, held: np.ndarray, information: np.ndarray) -> np.ndarray:
-    """Covariance of the raw thetas, shape (k, k); NaN for those that are fixed or held on a boundary.
+    """Covariance of the raw thetas, shape (k, k); NaN for those that are fixed, on a boundary, or without information.
 
     Args:
         V: Covariance of the observations.
         held: For each raw theta whether it is on a boundary, shape (k,).
         information: Information of the free ones.
     """
-    free = np.array(free_index(V), dtype=int)
-    use = held[free] == 0
-    inner = free[use]
+    free = np.array(V.free_index, dtype=int)
+    use = (held[free] == 0) & (information.diagonal() > 0)
+    inner, H = free[use], information[np.ix_(use, use)]
+    unit = np.sqrt(np.outer(H.diagonal(), H.diagonal()))  # pinv takes as zero what is small beside the largest
     full = np.full((V.num_params, V.num_params), math.nan)
-    full[np.ix_(inner, inner)] = np.linalg.pinv(information[np.ix_(use, use)], hermitian=True)
+    full[np.ix_(inner, inner)] = np.linalg.pinv(H / unit, hermitian=True) / unit
     return full
-
-
-def free_index(V: Matrix) -> list[int]:
-    """Indices of the raw thetas that are not fixed."""
-    fixed = set(V.no_grad_index)
-    return [k for k in range(V.num_params) if k not in fixed]
 
 
 def column_names(problem: Problem, X: Tensor | None, x_names: Sequence[str] | None) -> list[str]:

@@ -32,6 +32,7 @@ class FitResult:
         theta_cov: Covariance of the raw thetas, shape (k, k): the inverse average information; NaN in rows of
             parameters that are fixed or on a boundary.
         held: For each raw theta −1 or 1 where it is on its lower or upper boundary, else 0.
+        fixed: Indices of the raw thetas that were fixed.
         x_names: Names of the columns of X.
         seconds: Wall time of the fit.
     """
@@ -43,6 +44,7 @@ class FitResult:
     history: list[Progress]
     theta_cov: np.ndarray
     held: tuple[int, ...]
+    fixed: tuple[int, ...]
     x_names: list[str]
     seconds: float = field(default=math.nan, compare=False)
 
@@ -81,7 +83,7 @@ class FitResult:
     @property
     def num_variance_parameters(self) -> int:
         """Variance parameters that were estimated, also those on a boundary."""
-        return self.V.num_params - len(self.V.no_grad_index)
+        return self.V.num_params - len(self.fixed)
 
     @property
     def AIC(self) -> float:
@@ -131,7 +133,7 @@ class FitResult:
         estimate, se, own = natural_scale(V, theta, self.theta_cov, self.held)
         at = np.array([bool(h) for h in self.held], dtype=bool)
         fixed = np.zeros(len(theta), dtype=bool)
-        fixed[V.no_grad_index] = True
+        fixed[list(self.fixed)] = True
         return pd.DataFrame(
             {
                 "name": V.natural_names,

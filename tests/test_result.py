@@ -260,3 +260,20 @@ def test_result_is_a_value(alpha: FitResult) -> None:
     assert isinstance(alpha.variance, pd.DataFrame)
     assert alpha.theta.dtype == torch.float64
     assert not alpha.theta.requires_grad
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e6, 1e8])
+def test_standard_errors_in_any_unit(slopes: FitResult, unit: float) -> None:
+    model = MixedModel("sleepstudy", "Reaction ~ Days", random={"Subject": Term("Subject", "1 + Days")})
+    again = fit(model.V, model.y * unit, model.X)
+    theirs = slopes.variance["std_error"].to_numpy()
+    assert again.variance["std_error"].to_numpy() / unit**2 == pytest.approx(theirs, rel=1e-6)
+
+
+def test_a_result_does_not_change_with_what_is_fixed_later() -> None:
+    model = MixedModel("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
+    result = fit(model.V, model.y, model.X)
+    AIC, table = result.AIC, result.variance
+    model.V.set_no_grad([0])
+    assert result.AIC == AIC
+    pd.testing.assert_frame_equal(result.variance, table)

@@ -256,6 +256,12 @@ class Matrix(nn.Module, ABC):
         """Indices of the fixed parameters, read from their ``requires_grad``."""
         return [i for i, p in enumerate(self.theta_parameters()) if not p.requires_grad]
 
+    @property
+    def free_index(self) -> list[int]:
+        """Indices of the parameters that are not fixed."""
+        fixed = set(self.no_grad_index)
+        return [i for i in range(self.num_params) if i not in fixed]
+
     def set_no_grad(
         self, index: int | Sequence[int] | None = None, param_name: str | Sequence[str] | None = None
     ) -> None:
@@ -390,7 +396,7 @@ class Matrix(nn.Module, ABC):
 
     def auto_grad(self, params: Params) -> tuple[Tensor | None, list[str]]:
         """``grad`` by automatic differentiation of ``build``: one forward-mode pass for each parameter."""
-        free = [i for i in range(self.num_params) if i not in set(self.no_grad_index)]
+        free = self.free_index
         if not free:
             return None, []
         self.reset_intermediates()

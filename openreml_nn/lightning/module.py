@@ -24,7 +24,6 @@ from openreml_nn.fit import (
     OBJECTIVES,
     build_result,
     column_names,
-    free_index,
     start_theta,
     theta_covariance,
     warn_of_aliased,
@@ -121,7 +120,7 @@ class REMLModule(L.LightningModule):
         """Why the fit has ended; empty while it goes on."""
         if self.progress is not None:
             return self.progress.reason if self.progress.done else ""
-        return "" if free_index(self.covariance) else ALL_FIXED
+        return "" if self.covariance.free_index else ALL_FIXED
 
     def result(self) -> FitResult:
         """The fit at the present thetas, the same object that `openreml_nn.fit` gives.
@@ -140,7 +139,7 @@ class REMLModule(L.LightningModule):
     def natural_scale(self) -> tuple[np.ndarray, np.ndarray]:
         """Estimates and standard errors of the variance parameters after the last step, as ``natural_names`` are."""
         V, k = self.covariance, self.covariance.num_params
-        held, free = np.zeros(k, dtype=int), free_index(V)
+        held, free = np.zeros(k, dtype=int), V.free_index
         if self.progress is None:
             return V.natural(V.theta.detach()).cpu().numpy(), np.full(len(V.natural_names), math.nan)
         held[free] = self.progress.held
@@ -150,7 +149,7 @@ class REMLModule(L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         V = self.covariance
-        if self.make_optimizer is not None and free_index(V):
+        if self.make_optimizer is not None and V.free_index:
             return self.make_optimizer([p for p in V.theta_parameters() if p.requires_grad])
         return AverageInformation(
             V.theta_parameters(),
@@ -185,7 +184,7 @@ class REMLModule(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         inner = getattr(optimizer, "optimizer", optimizer)
-        if not free_index(self.covariance):
+        if not self.covariance.free_index:
             optimizer_closure()
         elif isinstance(inner, AverageInformation):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -270,7 +269,7 @@ class REMLModule(L.LightningModule):
             theta = self.covariance.theta.detach().requires_grad_()
             loglik = self.objective.loglik(self._problem.evaluate(theta))  # type: ignore[union-attr]
             (score,) = torch.autograd.grad(loglik, theta)
-        free = free_index(self.covariance)
+        free = self.covariance.free_index
         values = {"val/loglik": loglik.detach(), "val/score_norm": score[free].norm()}
         if isinstance(batch, NewRowsBatch) and batch.y is not None:
             values |= self._errors(batch.y, batch)

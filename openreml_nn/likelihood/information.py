@@ -8,12 +8,6 @@ from torch import Tensor
 from openreml_nn.solvers import Evaluation
 
 
-def free_index(evaluation: Evaluation) -> list[int]:
-    """Indices of the parameters that are not fixed."""
-    fixed = set(evaluation.problem.V.no_grad_index)
-    return [k for k in range(len(evaluation.theta)) if k not in fixed]
-
-
 def average_information(evaluation: Evaluation) -> Tensor:
     r"""AI = ½ W'PW, column k of W being V̇_k P y: the average of observed and expected for a V linear in its parameters.
 
@@ -31,7 +25,7 @@ def average_information(evaluation: Evaluation) -> Tensor:
 def fisher_information(evaluation: Evaluation) -> Tensor:
     r"""Expected information of the restricted likelihood, ½ tr(P V̇_k P V̇_j); one n × n matrix a parameter."""
     V, theta = evaluation.problem.V, evaluation.theta.detach()
-    directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[free_index(evaluation)]
+    directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[V.free_index]
     PV = [evaluation.project(torch.func.jvp(V.build, (theta,), (d,))[1]) for d in directions]
     return 0.5 * torch.stack([torch.stack([(A * B.mT).sum() for B in PV]) for A in PV])
 
@@ -40,7 +34,7 @@ def observed_information(evaluation: Evaluation, loglik: Callable[[Evaluation], 
     r"""−∂²ℓ/∂θ∂θ', by automatic differentiation of ``loglik``: exact, at several factorisations for each parameter."""
     problem = evaluation.problem
     theta = evaluation.theta.detach().clone().requires_grad_()
-    free = free_index(evaluation)
+    free = problem.V.free_index
     with torch.enable_grad():
         (score,) = torch.autograd.grad(loglik(problem.evaluate(theta)), theta, create_graph=True)
         rows = [torch.autograd.grad(score[k], theta, retain_graph=True)[0][free] for k in free]

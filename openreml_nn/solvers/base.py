@@ -157,8 +157,7 @@ class Evaluation(ABC):
 def along_free(V: Matrix, theta: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Derivatives of ``function(θ)``, shape (m,), along each free parameter of V, shape (m, k), by forward mode."""
     theta = theta.detach()
-    fixed = set(V.no_grad_index)
-    free = [k for k in range(len(theta)) if k not in fixed]
+    free = V.free_index
     with torch.no_grad():
         if not free:
             return function(theta)[:, None][:, :0]

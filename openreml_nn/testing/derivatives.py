@@ -22,7 +22,7 @@ def _differences(function, theta: Tensor) -> Tensor:  # type: ignore[no-untyped-
 
 def jacobian(case: Case, theta: Tensor) -> None:
     V = case.matrix
-    free = [i for i in range(V.num_params) if i not in V.no_grad_index]
+    free = V.free_index
     (J, names), (automatic, same_names) = V.grad(theta), V.auto_grad(theta)
     require(names == [V.param_names[i] for i in free] == same_names, f"`grad` names its parameters {names}")
     if not free:
