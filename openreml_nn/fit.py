@@ -20,6 +20,7 @@ from openreml_nn.optim import (
     Progress,
     StepControl,
     data_start,
+    require_estimable,
 )
 from openreml_nn.result import FitResult
 from openreml_nn.solvers import Evaluation, Problem, Solver
@@ -73,6 +74,8 @@ def fit(
     problem = objective.prepare(y, X, rank=rank)
     names = column_names(problem, X, x_names)
     warn_of_aliased(problem, names)
+    if objective.method == "REML":
+        require_estimable(problem)
     V.set_theta(start_theta(problem, start))
     history: list[Progress] = []
     if not V.free_index:

@@ -38,6 +38,7 @@ from openreml_nn.optim import (
     Progress,
     StepControl,
     newton_decrement,
+    require_estimable,
 )
 from openreml_nn.result import FitResult, natural_scale
 from openreml_nn.solvers import Evaluation, Problem, Solver
@@ -252,6 +253,8 @@ class REMLModule(L.LightningModule):
         self._problem = self.objective.prepare(batch.y, batch.X, rank=self.rank)
         self._x_names = column_names(self._problem, batch.X, batch.x_names)
         warn_of_aliased(self._problem, self._x_names)
+        if self.objective.method == "REML":
+            require_estimable(self._problem)
         self._fitted = batch
         return True
 
