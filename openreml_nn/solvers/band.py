@@ -8,6 +8,7 @@ Source: Bischof, Lang & Sun (2000), ACM Transactions on Mathematical Software 26
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.linalg.blas import dsbmv
 from scipy.linalg.lapack import dpbtrf, dpbtrs
 from torch import Tensor
 
-BLOCK = 512  # columns of the lower triangle that are updated at once
+BLOCK = 1024  # columns of the lower triangle that are updated at once
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class Panel:
         tail = x[self.first :]
         T = self.T.mT if transpose else self.T
         tail.addmm_(self.V, T @ (self.V.mT @ tail), alpha=-1.0)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for thousands of short operations: threads would wait for each other at the end of each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def bandwidth_for(n: int) -> int:
@@ -54,7 +66,8 @@ def reduce_to_band(A: Tensor, w: int) -> tuple[np.ndarray, list[Panel]]:
         A[c:d, c:d] = A[c:d, c:d].tril() + A[c:d, c:d].tril(-1).mT
     for j in range(0, n - w - 1, max(w, 1)):
         below = A[j + w :, j : j + w]
-        R, V, T = _reflect(below)
+        with one_thread():
+            R, V, T = _reflect(below)
         below[: len(R)] = R
         panel = Panel(j + w, V, T)
         _two_sided(A, panel)

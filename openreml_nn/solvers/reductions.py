@@ -7,6 +7,7 @@ a caller may keep the reduction and hand it to the solvers for further responses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from openreml_nn.covariance import KnownMatrix
 from openreml_nn.covariance.levels import tensor_of
-from openreml_nn.solvers.band import BLOCK, BandFactor, Panel, band_times, bandwidth_for, reduce_to_band
+from openreml_nn.solvers.band import BLOCK, BandFactor, Panel, band_times, bandwidth_for, one_thread, reduce_to_band
 from openreml_nn.solvers.base import COLUMNS_AT_ONCE, unit_columns
 from openreml_nn.solvers.memory import require_memory
 
 CELL = 6.0  # length of the intervals of log(a/b) on which the log-determinant is interpolated
 DEGREE = 44  # of the interpolation: its error is below rounding, see `BandReduction`
 SMALL = 1e-7  # of the largest eigenvalue of aB/b: the series of (I + aB/b)⁻¹ then ends after two terms
+FEW = 64  # columns below which a product with Q is bound by memory
 Solve = Callable[[Tensor], Tensor]
 
 
@@ -157,8 +159,9 @@ class BandReduction(Reduction):
 
     def _apply(self, x: Tensor, panels: list[Panel], transpose: bool) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
-        for panel in panels:
-            panel.apply(x, transpose)
+        with one_thread() if x.shape[1] < FEW else nullcontext():
+            for panel in panels:
+                panel.apply(x, transpose)
         return x
 
     def times(self, x: Tensor) -> Tensor:
