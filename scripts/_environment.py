@@ -34,7 +34,7 @@ def environment(extras: str = "") -> Path:
     except (subprocess.CalledProcessError, SystemExit) as error:
         sys.exit(f"Python could not make a virtual environment ({error}). On Debian: apt install python3-venv.")
     target = f"{ROOT}[{extras}]" if extras else str(ROOT)
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+    done = subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check",
                            "--constraint", CONSTRAINTS, "--editable", target], check=False)  # fmt: skip
     if done.returncode:
         sys.exit("The requirements could not be installed; pip's message is above.")

@@ -16,7 +16,8 @@ Workloads:
     insteval_dept  the same with service × dept fixed
     million        1,000,000 rows, 100,000 subjects with correlated intercept and slope, from arrays and from a table
     kernel         n individuals with a known relationship K; the same K again; one eigh of the same size
-    alpha          alpha-lattice trials: random gen and rep:block
+    alpha          one alpha-lattice trial of 288, 1152 and 4608 plots: random gen and rep:block
+    trials         as many plots in trials of 72, each with genotypes of its own
     ar1            2,000 subjects × 10: AR(1) residual and random intercept
     traits         4 traits, Σ_g ⊗ K + Σ_e ⊗ I, both unstructured
     dense          one step on a dense V with 6 factors, beside one Cholesky and inverse
@@ -49,6 +50,7 @@ OF_R = ("lme4", "nlme")
 INSTEVAL = [
     "openreml_nn", "openreml_nn, table", "openreml_nn, ML", "gpboost, ML", "gpboost exact, ML", "mixedlm", "lme4",
 ]  # fmt: skip
+LATTICE = ["openreml_nn", "openreml_nn, table", "mixedlm", "lme4", "lme-python", "pyreml", "torch-openreml"]
 PROGRAMS = {
     "insteval": INSTEVAL,
     "insteval_dept": INSTEVAL,
@@ -58,7 +60,8 @@ PROGRAMS = {
     "kernel": [
         "openreml_nn", "openreml_nn, again", "torch.linalg.eigh", "jamma", "fastlmm", "pyreml", "torch-openreml",
     ],
-    "alpha": ["openreml_nn", "openreml_nn, table", "mixedlm", "lme4", "lme-python", "pyreml", "torch-openreml"],
+    "alpha": LATTICE,
+    "trials": LATTICE,
     "ar1": ["openreml_nn", "openreml_nn, table", "nlme"],
     "traits": ["openreml_nn", "openreml_nn, table", "pyreml"],
     "dense": ["openreml_nn, step", "Cholesky + inverse", "torch-openreml, step"],
@@ -66,6 +69,7 @@ PROGRAMS = {
 }  # fmt: skip
 MOST_ROWS = {  # above this a program would take minutes, or more memory than there is
     ("torch-openreml", "alpha"): 1152,
+    ("torch-openreml", "trials"): 1152,
     ("torch-openreml", "kernel"): 4000,
     ("pyreml", "kernel"): 4000,
 }

@@ -1,4 +1,4 @@
-"""Set up an environment and fit a bundled model, the alpha-lattice by default: ``python scripts/demo.py [config.yaml]``."""
+"""Set up an environment and fit a bundled model, the alpha-lattice by default: ``python scripts/demo.py [CONFIG]``."""
 
 import sys
 from pathlib import Path

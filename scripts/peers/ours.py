@@ -39,7 +39,7 @@ CANONICAL = {
     "traits": [f"{part}{i}{j}" for part in "ge" for i in range(4) for j in range(i + 1)],
     "markers": ["markers", "residual"],
 }
-CANONICAL["insteval_dept"] = CANONICAL["insteval"]
+CANONICAL |= {"insteval_dept": CANONICAL["insteval"], "trials": CANONICAL["alpha"]}
 
 
 def arrays(data: Data, threads: int, method: str = "REML") -> Fit:
@@ -169,6 +169,7 @@ COVARIANCES: dict[str, Callable[[Data, dict[str, Tensor]], Matrix]] = {
     "million": slopes,
     "kernel": kernel,
     "alpha": partial(intercepts, ["gen", "rep_block"]),
+    "trials": partial(intercepts, ["gen", "rep_block"]),
     "ar1": serial,
     "traits": several_traits,
     "markers": markers,
@@ -185,7 +186,7 @@ def specification(data: Data) -> tuple[pd.DataFrame, str, dict[str, Any]]:
         return frame, "y ~ service" + (" * dept" if data.workload.endswith("dept") else ""), {"random": ["s", "d"]}
     if data.workload == "million":
         return frame, "y ~ x", {"random": {"subject": Term("subject", design="1 + x")}}
-    if data.workload == "alpha":
+    if data.workload in ("alpha", "trials"):
         return frame, "y ~ rep", {"random": ["gen", "rep:block"]}
     if data.workload == "ar1":
         serial = Term("subject", within="time", covariance=AR1Matrix)

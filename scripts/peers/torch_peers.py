@@ -12,6 +12,7 @@ import numpy as np
 from peers.report import Fit, lower_triangle
 from peers.workloads import Data
 
+LATTICES = ("alpha", "trials")
 
 def pyreml(data: Data, threads: int) -> Fit:
     """`MixedModel` of pyreml."""
@@ -19,13 +20,13 @@ def pyreml(data: Data, threads: int) -> Fit:
     torch.set_num_threads(threads)
     random_class, residual_class = package.Random, package.Residual
     among = {"left_hand": "full"} if data.workload == "traits" else {}
-    if data.workload == "alpha":
+    if data.workload in LATTICES:
         frame, response, fixed = pandas.DataFrame(data.table), "y", "1 + C(rep)"
     else:
         frame, response, fixed = _wide(data, pandas)
 
     def random() -> Any:
-        if data.workload == "alpha":
+        if data.workload in LATTICES:
             return [random_class(unit="gen"), random_class(unit="rep_block")]
         labels = frame["genotype"].tolist()
         return random_class(unit="genotype", right_hand="str", covariance=data.more["K"], matrix_index=labels, **among)
@@ -39,12 +40,12 @@ def pyreml(data: Data, threads: int) -> Fit:
 
     def report(model: Any) -> dict[str, Any]:
         parts = [part.variance["sigma"] for part in model.random] + [model.residual.variance["sigma"]]
-        names = {"alpha": ["gen", "rep:block", "residual"], "kernel": ["kernel", "residual"]}
+        names = ["kernel", "residual"] if data.workload == "kernel" else ["gen", "rep:block", "residual"]
         if data.workload == "traits":
             variances = lower_triangle("g", parts[0]) | lower_triangle("e", parts[1])
         else:
             values = [float(np.asarray(part).ravel()[0]) for part in parts]
-            variances = dict(zip(names[data.workload], values, strict=True))
+            variances = dict(zip(names, values, strict=True))
         losses = model.opti_REML.loss
         note = "" if model.opti_REML.converged else "NOT CONVERGED"
         loglik = -0.5 * float(losses[-1])

@@ -113,19 +113,35 @@ def kernel(n: int) -> Data:
 
 
 def alpha(n: int, block: int = 4, reps: int = 3) -> Data:
-    """An alpha-lattice trial: n plots, reps of blocks of 4, each genotype once in a rep."""
-    rng = np.random.default_rng(3)
+    """One alpha-lattice trial of n plots: genotype i + j s of rep r stands in block (i + r j) mod s of the s blocks.
+
+    Two genotypes meet at most once. Source: Patterson & Williams (1976), Biometrika 63, 83-92.
+    """
     genotypes = n // reps
-    rep = np.repeat(np.arange(reps), genotypes)
-    place = np.tile(np.arange(genotypes) // block, reps)
-    gen = np.concatenate([rng.permutation(genotypes) for _ in range(reps)])
-    y = rng.normal(0.0, 0.4, genotypes)[gen] + rng.normal(0.0, 0.25, (reps, genotypes // block))[rep, place]
-    y = 4.0 + 0.3 * rep + y + rng.normal(0.0, 0.3, n)
-    dummies = (rep[:, None] == np.arange(1, reps)).astype(float)
-    table = {"y": y, "rep": np.char.add("R", rep.astype(str)), "block": np.char.add("B", place.astype(str)),
-             "gen": np.char.add("G", gen.astype(str)), "plot": np.arange(n)}  # fmt: skip
+    s = genotypes // block
+    rep, gen = np.repeat(np.arange(reps), genotypes), np.tile(np.arange(genotypes), reps)
+    return _lattice("alpha", f"n = {n}", rep, (gen % s + rep * (gen // s)) % s, gen)
+
+
+def trials(n: int) -> Data:
+    """n/72 alpha-lattice trials of 3 reps with 6 blocks of 4 plots, each trial with genotypes of its own."""
+    one = alpha(72).more
+    trial = np.repeat(np.arange(n // 72), 72)
+    rep, block, gen = (np.tile(one[name], n // 72) for name in ("rep", "block", "gen"))
+    return _lattice("trials", f"n = {n}, {n // 72} trials", rep, 6 * trial + block, 24 * trial + gen)
+
+
+def _lattice(name: str, size: str, rep: Array, block: Array, gen: Array) -> Data:
+    """Yields of plots, from codes of rep, of block within rep, and of genotype."""
+    rng = np.random.default_rng(3)
+    n = len(rep)
+    effects = rng.normal(0.0, 0.4, gen.max() + 1)[gen] + rng.normal(0.0, 0.25, (3, block.max() + 1))[rep, block]
+    y = 4.0 + 0.3 * rep + effects + rng.normal(0.0, 0.3, n)
+    labels = {"rep": rep, "block": block, "gen": gen}
+    table = {"y": y} | {column: np.char.add(column, codes.astype(str)) for column, codes in labels.items()}
     table["rep_block"] = np.char.add(np.char.add(table["rep"], ":"), table["block"])
-    return Data("alpha", f"n = {n}", table, np.column_stack([np.ones(n), dummies]))
+    X = np.column_stack([np.ones(n), rep == 1, rep == 2]).astype(float)
+    return Data(name, size, table, X, labels)
 
 
 def ar1(subjects: int, times: int = 10) -> Data:
@@ -200,6 +216,7 @@ def sizes(workload: str, small: bool, largest: bool, marker_size: tuple[int, int
         "million": [partial(million, 500 if small else 100_000)],
         "kernel": [partial(kernel, n) for n in kernels],
         "alpha": [partial(alpha, n) for n in ([288] if small else [288, 1152, 4608])],
+        "trials": [partial(trials, n) for n in ([288] if small else [288, 1152, 4608])],
         "ar1": [partial(ar1, 200 if small else 2000)],
         "traits": [partial(traits, g) for g in ([40] if small else [250, 1000])],
         "dense": [partial(dense, n, 3 if small else 6) for n in ([300] if small else [2000, 4000])],
