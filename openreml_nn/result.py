@@ -1,7 +1,7 @@
 """What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -194,12 +194,10 @@ class FitResult:
             }
         )
 
-    @property
-    def residual_variance(self) -> Tensor:
-        """Variance of each observation that is not in a random term, shape (n,)."""
-        random = {term.name for term in random_terms(self.V, self.theta)}
+    def variance_beside(self, terms: Collection[str]) -> Tensor:
+        """Variance of each observation in all of V but these terms, shape (n,)."""
         operands = operands_of(self.V, self.theta)
-        rest = [operand.diagonal(own).detach() for name, operand, own in operands if name not in random]
+        rest = [operand.diagonal(own).detach() for name, operand, own in operands if name not in terms]
         return torch.stack(rest).sum(0) if rest else self.theta.new_zeros(self.n)
 
     def predict(

@@ -97,9 +97,9 @@ class MixedModelDataModule(L.LightningDataModule):
             return None
         table = read_table(source)
         rows = self.model.design(table)
-        new = np.array([[not bool(k) for k in known] for known in rows.known.values()]).reshape(len(rows.known), -1)
+        new = np.array([(~known).tolist() for known in rows.known.values()], dtype=bool)
         names = np.array(list(rows.known), dtype=object)
-        unseen = ["; ".join(names[column]) for column in new.T] if len(names) else [""] * len(table)
+        unseen = ["; ".join(names[column]) for column in new.reshape(len(names), len(table)).T]
         y = self._response(table) if with_response else None
         return NewRowsBatch(self.batch, rows.X, dict(rows.Z), dict(rows.unseen), y, table.assign(new_levels=unseen))
 

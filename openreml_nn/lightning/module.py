@@ -282,7 +282,7 @@ class REMLModule(L.LightningModule):
         """Error of predictions, and their negative log density where the residual variance of a new row is known."""
         result = self.result()
         predicted = torch.tensor(result.predict(batch.X, batch.Z, batch.unseen).to_numpy()).to(y)
-        mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.residual_variance
+        mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.variance_beside(batch.Z)
         values = {"val/rmse": mean_squared_error(mean, y, squared=False)}
         if torch.allclose(residual, residual[0]):
             values["val/nlpd"] = gaussian_nll_loss(mean, y, variance + residual[0], full=True, eps=0.0)

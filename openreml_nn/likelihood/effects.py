@@ -5,7 +5,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.solvers import Evaluation, RandomTerm, random_terms
-from openreml_nn.solvers.base import COLUMNS_AT_ONCE, unit_columns
+from openreml_nn.solvers.base import columns_at_once
 
 
 def beta(evaluation: Evaluation) -> Tensor:
@@ -52,22 +52,32 @@ def predict(
     """
     with torch.no_grad():
         mean = X @ beta(evaluation)
-        C = beta_cov(evaluation)
-        variance = ((X @ C) * X).sum(1)
-        k = mean.new_zeros((evaluation.problem.n, len(X)))
+        XC = X @ beta_cov(evaluation)
+        variance = (XC * X).sum(1)
         empty = mean.new_zeros(0)
+        known = []
         for term in random_terms(evaluation.problem.V, evaluation.theta.detach()):
             if term.name in Z:
-                new = Z[term.name]
-                mean = mean + new.matmul(empty, blup(evaluation, term)[:, None])[:, 0]
-                for first in range(0, len(X), COLUMNS_AT_ONCE):
-                    rows = new.rmatmul(empty, unit_columns(mean, len(X), first))
-                    G_rows = term.G.matmul(term.G_params, rows)
-                    variance[first : first + rows.shape[1]] += (rows * G_rows).sum(0)
-                    k[:, first : first + rows.shape[1]] += term.Z.matmul(term.Z_params, G_rows)
+                known.append((term, Z[term.name]))
+                mean = mean + Z[term.name].matmul(empty, blup(evaluation, term)[:, None])[:, 0]
             if term.name in (unseen or {}):
                 variance = variance + unseen[term.name].sandwich_diagonal(empty, term.G, term.G_params)  # type: ignore
-        fixed = evaluation.problem.fixed
-        XtVik = fixed.R.mT @ (fixed.U.mT @ evaluation.solve(k))
-        variance = variance - evaluation.inner_diagonal(k) - 2.0 * ((X @ C) * XtVik.mT).sum(1)
+        for rows in torch.arange(len(X), device=mean.device).split(columns_at_once(evaluation.problem.n)):
+            variance[rows] += _variance_by_effects(evaluation, known, rows, XC[rows])
         return mean, variance
+
+
+def _variance_by_effects(
+    evaluation: Evaluation, known: list[tuple[RandomTerm, Matrix]], rows: Tensor, XC: Tensor
+) -> Tensor:
+    """z'Gz − k'Pk − 2 x'C X'V⁻¹k for some of the new rows, shape (len(rows),)."""
+    own, empty = XC.new_zeros(len(rows)), XC.new_zeros(0)
+    k = XC.new_zeros((evaluation.problem.n, len(rows)))
+    for term, new in known:
+        z = new.entries(empty, rows[:, None], torch.arange(new.shape[1], device=rows.device)).mT
+        Gz = term.G.matmul(term.G_params, z)
+        own += (z * Gz).sum(0)
+        k += term.Z.matmul(term.Z_params, Gz)
+    fixed = evaluation.problem.fixed
+    XtVik = fixed.R.mT @ (fixed.U.mT @ evaluation.solve(k))
+    return own - evaluation.inner_diagonal(k) - 2.0 * (XC * XtVik.mT).sum(1)

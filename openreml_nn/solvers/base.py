@@ -16,6 +16,7 @@ from openreml_nn.solvers.fixed_effects import FixedEffects
 from openreml_nn.solvers.terms import RandomTerm
 
 COLUMNS_AT_ONCE = 512  # of a matrix of n rows that is made for a diagonal only
+ELEMENTS_AT_ONCE = 2**24  # of such a matrix, 128 MiB
 
 
 class NotPositiveDefinite(ValueError):
@@ -147,9 +148,9 @@ class Evaluation(ABC):
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
         """The diagonal of G Z'P Z G of a random term, shape (q,): by how much the data narrow its effects."""
-        q, parts = term.G.shape[0], []
-        for first in range(0, q, COLUMNS_AT_ONCE):
-            columns = unit_columns(self.Py, q, first)
+        q, parts, width = term.G.shape[0], [], columns_at_once(self.problem.n)
+        for first in range(0, q, width):
+            columns = unit_columns(self.Py, q, first, width)
             parts.append(self.inner_diagonal(term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, columns))))
         return torch.cat(parts)
 
@@ -166,9 +167,14 @@ def along_free(V: Matrix, theta: Tensor, function: Callable[[Tensor], Tensor]) -
     return columns.mT
 
 
-def unit_columns(like: Tensor, size: int, first: int) -> Tensor:
-    """Columns ``first`` to ``first + COLUMNS_AT_ONCE`` of the identity of a size, shape (size, at most that many)."""
-    last = min(first + COLUMNS_AT_ONCE, size)
+def columns_at_once(rows: int) -> int:
+    """How many columns of so many rows to make at once."""
+    return max(1, min(COLUMNS_AT_ONCE, ELEMENTS_AT_ONCE // rows))
+
+
+def unit_columns(like: Tensor, size: int, first: int, width: int = COLUMNS_AT_ONCE) -> Tensor:
+    """Columns ``first`` to ``first + width`` of the identity of a size, shape (size, at most that many)."""
+    last = min(first + width, size)
     columns = like.new_zeros((size, last - first))
     columns[first:last] = torch.eye(last - first, dtype=like.dtype, device=like.device)
     return columns

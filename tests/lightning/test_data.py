@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from openreml_nn.data import read_table
+from openreml_nn.covariance import AR1Matrix
+from openreml_nn.data import Term, read_table
 from openreml_nn.lightning import MixedModelDataModule, REMLModule
 
 
@@ -49,6 +50,25 @@ def test_validation_table(data, trainer):
     assert told["val/rmse"] == pytest.approx(math.sqrt((error**2).mean()), rel=1e-12)
     assert told["val/nlpd"] == pytest.approx(density.mean(), rel=1e-12)
     assert float(run.callback_metrics["val/rmse"]) == told["val/rmse"]
+
+
+def test_density_with_a_correlated_residual(data, trainer):
+    table = read_table("orthodont")
+    held_out = table["age"] == 14
+    residual = {"serial": Term(groups="Subject", within="occ", covariance=AR1Matrix), "nugget": Term()}
+    datamodule = MixedModelDataModule(
+        table[~held_out], "distance ~ age", residual=residual, validation_table=table[held_out]
+    )
+    module, run = REMLModule(datamodule.covariance), trainer()
+    run.fit(module, datamodule)
+    (told,) = run.validate(module, datamodule, verbose=False)
+    result, rows = module.result(), datamodule.validation_rows
+    predicted = result.predict(rows.X)
+    error = rows.y.numpy() - predicted["prediction"].to_numpy()
+    whole = float(module.covariance().detach()[0, 0])  # both residual terms
+    variance = predicted["std_error"].to_numpy() ** 2 + whole
+    density = 0.5 * (error**2 / variance + [math.log(2.0 * math.pi * v) for v in variance])
+    assert told["val/nlpd"] == pytest.approx(density.mean(), rel=1e-12)
 
 
 def test_validation_table_without_response(data):
