@@ -63,9 +63,6 @@ class CellMatrix(IncidenceMatrix):
         known = self._known(part)
         return known[:, None] * part * known
 
-    def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
-        return inner.diagonal(inner_params)[self._places()] * self._known(inner_params)
-
     def sandwich_entries(
         self, params: Tensor, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor
     ) -> Tensor:

@@ -100,17 +100,8 @@ class IncidenceMatrix(Matrix):
         return total  # type: ignore[return-value]
 
     def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
-        x, L = self.effect_values(inner_params), len(self.levels)
-        if x.shape[1] == 1:
-            return x[:, 0].square() * inner.diagonal(inner_params)[self._column(0)]
-        blocks = inner.common_block(inner_params, L)
-        if blocks is not None:
-            return ((x @ blocks) * x).sum(1)
-        blocks = inner.level_blocks(inner_params, L)
-        if blocks is None:
-            grid = inner.build(inner_params).reshape(x.shape[1], L, x.shape[1], L)
-            blocks = grid.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
-        return ((x[:, None, :] @ blocks[self.codes.clamp(min=0)])[:, 0] * x).sum(1)
+        rows = torch.arange(self.shape[0], device=self.codes.device)
+        return self.sandwich_entries(params, inner, inner_params, rows, rows)
 
     def sandwich_mean_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         block = inner.common_block(inner_params, len(self.levels))

@@ -43,6 +43,9 @@ class KnownMatrix(Matrix):
     def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return self.trans_params(params) * self.K[rows][:, columns].to(params.dtype)
 
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.trans_params(params) * self.K[rows, columns].to(params.dtype)
+
     def diagonal(self, params: Tensor) -> Tensor:
         return self.trans_params(params) * self.K.diagonal().to(params.dtype)
 
