@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.covariance.structures import IncidenceMatrix
+from openreml_nn.covariance.structures.incidence import IncidenceMatrix, pairs_within
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
 
@@ -94,7 +94,7 @@ class SparseCoupling(Coupling):
 
     def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int]) -> None:
         self.level, self.column, self.value, self.shape = level, column, value, shape
-        left, right = _pairs_within(level, shape[1])
+        left, right = pairs_within(level, shape[1])
         low = column[left] >= column[right]  # the lower triangle of the rest
         left, right = left[low], right[low]
         self.pair_level = level[left]
@@ -231,13 +231,3 @@ def _incidence_product(left: IncidenceMatrix, right: IncidenceMatrix, F: Tensor,
             A.index_add_(0, left._column(a) * right.shape[1] + right._column(b),
                          value if weight is None else weight * value)  # fmt: skip
     return A.reshape(left.shape[1], right.shape[1])
-
-
-def _pairs_within(level: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """All pairs of positions with the same level, for sorted levels."""
-    sizes = torch.bincount(level, minlength=count)
-    size = sizes[level]
-    first = (sizes.cumsum(0) - sizes)[level]
-    left = torch.arange(len(level), device=level.device).repeat_interleave(size)
-    step = torch.arange(len(left), device=level.device) - (size.cumsum(0) - size).repeat_interleave(size)
-    return left, first.repeat_interleave(size) + step

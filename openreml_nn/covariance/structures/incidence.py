@@ -245,12 +245,18 @@ def _pairs_of_equal(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """All pairs (i, j) with codes[i] = codes[j] ≥ 0, for codes below ``count``."""
     order = torch.argsort(codes, stable=True)
     order = order[codes[order] >= 0]
-    sizes = torch.bincount(codes[order], minlength=count)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    size = sizes.repeat_interleave(sizes)
-    left = torch.arange(len(order), device=order.device).repeat_interleave(size)
-    step = torch.arange(len(left), device=order.device) - (size.cumsum(0) - size).repeat_interleave(size)
-    return order[left], order[first.repeat_interleave(size) + step]
+    left, right = pairs_within(codes[order], count)
+    return order[left], order[right]
+
+
+def pairs_within(level: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """All pairs of positions with the same level, for sorted levels below ``count``."""
+    sizes = torch.bincount(level, minlength=count)
+    size = sizes[level]
+    first = (sizes.cumsum(0) - sizes)[level]
+    left = torch.arange(len(level), device=level.device).repeat_interleave(size)
+    step = torch.arange(len(left), device=level.device) - (size.cumsum(0) - size).repeat_interleave(size)
+    return left, first.repeat_interleave(size) + step
 
 
 def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, list[str]]:
