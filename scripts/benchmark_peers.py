@@ -18,6 +18,7 @@ Workloads:
     kernel         n individuals with a known relationship K; the same K again; one eigh of the same size
     alpha          one alpha-lattice trial of 288, 1152 and 4608 plots: random gen and rep:block
     trials         as many plots in trials of 72, each with genotypes of its own
+    trials24       the same with the same 24 genotypes in all trials
     ar1            2,000 subjects × 10: AR(1) residual and random intercept
     traits         4 traits, Σ_g ⊗ K + Σ_e ⊗ I, both unstructured
     dense          one step on a dense V with 6 factors, beside one Cholesky and inverse
@@ -62,6 +63,7 @@ PROGRAMS = {
     ],
     "alpha": LATTICE,
     "trials": LATTICE,
+    "trials24": LATTICE,
     "ar1": ["openreml_nn", "openreml_nn, table", "nlme"],
     "traits": ["openreml_nn", "openreml_nn, table", "pyreml"],
     "dense": ["openreml_nn, step", "Cholesky + inverse", "torch-openreml, step"],
@@ -70,7 +72,10 @@ PROGRAMS = {
 MOST_ROWS = {  # above this a program would take minutes, or more memory than there is
     ("torch-openreml", "alpha"): 1152,
     ("torch-openreml", "trials"): 1152,
+    ("torch-openreml", "trials24"): 1152,
     ("torch-openreml", "kernel"): 4000,
+    ("pyreml", "alpha"): 1152,
+    ("pyreml", "trials"): 1152,
     ("pyreml", "kernel"): 4000,
 }
 

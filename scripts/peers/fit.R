@@ -38,7 +38,7 @@ lmer_formulas <- list(
   alpha = y ~ rep + (1 | gen) + (1 | rep_block)
 )
 
-lmer_formulas$trials <- lmer_formulas$alpha
+lmer_formulas[c("trials", "trials24")] <- lmer_formulas["alpha"]
 
 fit_lme4 <- function() lme4::lmer(lmer_formulas[[workload]], table)
 told_lme4 <- function(fitted) {

@@ -18,7 +18,7 @@ FORMULAS = {  # workload: (formula of lme4, the grouping factors in their order)
     "million": ("y ~ x + (1 + x | subject)", ["subject"]),
     "alpha": ("y ~ rep + (1 | gen) + (1 | rep_block)", ["gen", "rep_block"]),
 }
-FORMULAS["trials"] = FORMULAS["alpha"]
+FORMULAS["trials"] = FORMULAS["trials24"] = FORMULAS["alpha"]
 NAMES = {"rep_block": "rep:block"}
 
 

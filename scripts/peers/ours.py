@@ -40,6 +40,7 @@ CANONICAL = {
     "markers": ["markers", "residual"],
 }
 CANONICAL |= {"insteval_dept": CANONICAL["insteval"], "trials": CANONICAL["alpha"]}
+CANONICAL["trials24"] = CANONICAL["alpha"]
 
 
 def arrays(data: Data, threads: int, method: str = "REML") -> Fit:
@@ -170,6 +171,7 @@ COVARIANCES: dict[str, Callable[[Data, dict[str, Tensor]], Matrix]] = {
     "kernel": kernel,
     "alpha": partial(intercepts, ["gen", "rep_block"]),
     "trials": partial(intercepts, ["gen", "rep_block"]),
+    "trials24": partial(intercepts, ["gen", "rep_block"]),
     "ar1": serial,
     "traits": several_traits,
     "markers": markers,
@@ -186,7 +188,7 @@ def specification(data: Data) -> tuple[pd.DataFrame, str, dict[str, Any]]:
         return frame, "y ~ service" + (" * dept" if data.workload.endswith("dept") else ""), {"random": ["s", "d"]}
     if data.workload == "million":
         return frame, "y ~ x", {"random": {"subject": Term("subject", design="1 + x")}}
-    if data.workload in ("alpha", "trials"):
+    if data.workload in ("alpha", "trials", "trials24"):
         return frame, "y ~ rep", {"random": ["gen", "rep:block"]}
     if data.workload == "ar1":
         serial = Term("subject", within="time", covariance=AR1Matrix)

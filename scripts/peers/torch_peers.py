@@ -12,7 +12,7 @@ import numpy as np
 from peers.report import Fit, lower_triangle
 from peers.workloads import Data
 
-LATTICES = ("alpha", "trials")
+LATTICES = ("alpha", "trials", "trials24")
 
 def pyreml(data: Data, threads: int) -> Fit:
     """`MixedModel` of pyreml."""

@@ -123,12 +123,13 @@ def alpha(n: int, block: int = 4, reps: int = 3) -> Data:
     return _lattice("alpha", f"n = {n}", rep, (gen % s + rep * (gen // s)) % s, gen)
 
 
-def trials(n: int) -> Data:
-    """n/72 alpha-lattice trials of 3 reps with 6 blocks of 4 plots, each trial with genotypes of its own."""
+def trials(n: int, same: bool = False) -> Data:
+    """n/72 alpha-lattice trials of 3 reps with 6 blocks of 4 plots, of genotypes of their own or of the same 24."""
     one = alpha(72).more
     trial = np.repeat(np.arange(n // 72), 72)
     rep, block, gen = (np.tile(one[name], n // 72) for name in ("rep", "block", "gen"))
-    return _lattice("trials", f"n = {n}, {n // 72} trials", rep, 6 * trial + block, 24 * trial + gen)
+    name, size = "trials24" if same else "trials", f"n = {n}, {n // 72} trials"
+    return _lattice(name, size, rep, 6 * trial + block, gen if same else 24 * trial + gen)
 
 
 def _lattice(name: str, size: str, rep: Array, block: Array, gen: Array) -> Data:
@@ -212,11 +213,13 @@ def marker_matrix(data: Data) -> Array:
 def sizes(workload: str, small: bool, largest: bool, marker_size: tuple[int, int]) -> list[Callable[[], Data]]:
     """What makes the data of a simulated workload, one for each of its sizes."""
     kernels = [300] if small else [1000, 2000, 4000, *([8000] if largest else [])]
+    lattices = [288] if small else [288, 1152, 4608]
     table: dict[str, list[Callable[[], Data]]] = {
         "million": [partial(million, 500 if small else 100_000)],
         "kernel": [partial(kernel, n) for n in kernels],
-        "alpha": [partial(alpha, n) for n in ([288] if small else [288, 1152, 4608])],
-        "trials": [partial(trials, n) for n in ([288] if small else [288, 1152, 4608])],
+        "alpha": [partial(alpha, n) for n in lattices],
+        "trials": [partial(trials, n) for n in lattices],
+        "trials24": [partial(trials, n, True) for n in lattices],
         "ar1": [partial(ar1, 200 if small else 2000)],
         "traits": [partial(traits, g) for g in ([40] if small else [250, 1000])],
         "dense": [partial(dense, n, 3 if small else 6) for n in ([300] if small else [2000, 4000])],
