@@ -71,6 +71,8 @@ def fit(
     if max_steps < 0:
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
     objective = OBJECTIVES[method](V, solver)
+    y = y.detach() if isinstance(y, Tensor) else y  # only θ is moved
+    X = X.detach() if isinstance(X, Tensor) else X
     problem = objective.prepare(y, X, rank=rank)
     names = column_names(problem, X, x_names)
     warn_of_aliased(problem, names)

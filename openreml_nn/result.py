@@ -127,7 +127,8 @@ class FitResult:
         """Table of the variance parameters: name, estimate (natural scale), std_error, share, boundary, fixed.
 
         The share is that of the term in the average variance of an observation, in the term's first row. Standard
-        errors are by the delta method from the average information; there is none for a parameter on a boundary.
+        errors are by the delta method from the average information, with thetas on a boundary taken as known; there is
+        none where all thetas of a parameter are on a boundary or fixed.
         """
         V, theta = self.V, self.theta
         estimate, se, own = natural_scale(V, theta, self.theta_cov, self.held)

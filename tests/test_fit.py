@@ -169,6 +169,13 @@ def test_response_in_any_numeric_type() -> None:
         assert result.beta.dtype == torch.float64
 
 
+def test_data_with_a_history_are_taken_as_numbers() -> None:
+    model = MODELS["john_alpha"]()
+    given = [model.y.clone().requires_grad_(), model.X.clone().requires_grad_()]
+    assert fit(model.V, *given).loglik == pytest.approx(fitted("john_alpha").loglik)
+    assert given[0].grad is None
+
+
 def test_float32_covariance() -> None:
     """Thetas in single precision: a fit to their digits, no crash."""
     model = MODELS["dyestuff"]()
