@@ -57,7 +57,8 @@ def complete_rows(frame: pd.DataFrame, missing: str) -> np.ndarray:
         return keep
     if missing == "error":
         raise ValueError(
-            f"Missing values in {_counts(counts)}. Fill them in, or leave these rows out with missing='drop'."
+            f"Missing values in {_counts(counts)}. Fill them in, or leave these rows out with missing='drop', on the "
+            f"command line --data.missing drop."
         )
     if not keep.any():
         raise ValueError(f"No row is left after dropping those with missing values in {_counts(counts)}.")

@@ -103,6 +103,7 @@ def design(side: SimpleFormula, frame: pd.DataFrame, where: str) -> Design:
             matrix: Any = side.get_model_matrix(frame, context={}, na_action="ignore", output="pandas")
     except (FormulaicError, TypeError, ValueError, NameError) as error:
         raise ValueError(f"{_start(where)} could not be evaluated: {_plain(error)}") from None
+    _require_levels(matrix.model_spec, where)
     names = [str(name) for name in matrix.columns]
     return Design(names, _finite(matrix, where), matrix.model_spec, columns, where)
 
@@ -146,8 +147,19 @@ def _names_in(part: Part) -> list[str]:
     return quoted + [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id != "_"]
 
 
+def _require_levels(spec: Any, where: str) -> None:
+    """Raise a ValueError that names a factor with one level, which treatment coding would drop without a word."""
+    for name, (_, state) in spec.encoder_state.items():
+        levels = state.get("categories", [])
+        if len(levels) == 1:
+            raise ValueError(
+                f"{_start(where)} uses the factor {str(name)!r}, which has one level ({str(levels[0])!r}), so that it "
+                f"has no effect. Leave it out."
+            )
+
+
 def _finite(matrix: Any, where: str) -> np.ndarray:
-    values = np.asarray(matrix, dtype=np.float64)
+    values = np.array(matrix, dtype=np.float64)  # its own: those of pandas may be read-only
     bad = ~np.isfinite(values)
     if bad.any():
         at = int(bad.any(axis=0).argmax())

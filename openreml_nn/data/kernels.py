@@ -26,6 +26,7 @@ class Kernel:
         name: What errors call it; the file's name when left out.
 
     Raises:
+        TypeError: The source has no labels, as an array.
         ValueError: K is not square, not symmetric, not positive semi-definite or not finite; labels repeat; row labels
             are not the column labels in the same order.
 
@@ -39,6 +40,11 @@ class Kernel:
     K: Tensor
 
     def __init__(self, source: str | Path | pd.DataFrame, name: str | None = None) -> None:
+        if not isinstance(source, (str, Path, pd.DataFrame)):
+            raise TypeError(
+                f"`Kernel` needs the labels of its rows: a DataFrame with them in its index and header, or a file, got "
+                f"{type(source).__name__}. Give pandas.DataFrame(K, index=labels, columns=labels)."
+            )
         self.name = name or ("K" if isinstance(source, pd.DataFrame) else Path(source).name)
         self.labels, values = _labelled(source, self.name)
         self.K = check_kernel(torch.tensor(values), self.name)

@@ -49,7 +49,7 @@ class MixedModel:
         fixed: Wilkinson formula of response and fixed effects, ``"yield ~ rep"``; treatment coding, first level as
             reference.
         random: Random terms by name; a column or list of columns is short for `Term` with these groups. A list of
-            columns gives each a term of its name.
+            such short forms gives each a term of its name, ``["rep", "block"]`` that of ``"rep:block"``.
         residual: One residual term, several by name, or None for σ² I.
         missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out, counted and logged.
 
@@ -80,7 +80,7 @@ class MixedModel:
         self,
         table: TableLike,
         fixed: str,
-        random: Mapping[str, TermLike] | Sequence[str] | str | None = None,
+        random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None = None,
         residual: Mapping[str, Term] | Term | None = None,
         missing: str = "error",
     ) -> None:
@@ -150,21 +150,27 @@ class MixedModel:
         return f"MixedModel({self.fixed!r}, random: {random}, residual: {', '.join(self.residual)}, n={len(self.y)})"
 
 
-def named_terms(random: Mapping[str, TermLike] | Sequence[str] | str | None) -> dict[str, Term]:
-    """Random terms by name, from a dictionary or from columns, each of which then names its term.
+def named_terms(random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None) -> dict[str, Term]:
+    """Random terms by name, from a dictionary or from columns, which then name their term.
 
     Raises:
+        TypeError: A term in a list is not one by its columns, and so has no name.
         ValueError: A name occurs twice.
     """
     if random is None:
         return {}
     if isinstance(random, Mapping):
         return {str(name): as_term(spec, str(name)) for name, spec in random.items()}
-    names = [random] if isinstance(random, str) else list(random)
+    specs = [random] if isinstance(random, str) else list(random)
+    for spec in specs:
+        if isinstance(spec, Term):
+            raise TypeError("A `Term` in a list of random terms has no name. Give a dictionary: {'name': Term(...)}.")
+    terms = [as_term(spec, str(spec)) for spec in specs]
+    names = [spec if isinstance(spec, str) else ":".join(spec) for spec in specs]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"The random term {twice[0]!r} is given twice. Leave one out.")
-    return {name: as_term(name, name) for name in names}
+    return dict(zip(names, terms, strict=True))
 
 
 def check_random(effects: Effects, n: int, plain_residual: bool) -> None:

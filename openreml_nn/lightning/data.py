@@ -23,7 +23,7 @@ class MixedModelDataModule(L.LightningDataModule):
     Args:
         table: Path to CSV or Parquet, the name of a bundled table, or a DataFrame; one row per record.
         fixed: Wilkinson formula of response and fixed effects, ``"yield ~ rep"``.
-        random: Random terms by name, each a `Term`, a column, or a list of columns; or a list of columns.
+        random: Random terms by name, each a `Term`, a column, or a list of columns; or a list of such columns.
         residual: One residual term, several by name, or None for σ² I.
         missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out and counted.
         validation_table: Rows with a response, on which predictions are compared with it.
@@ -40,7 +40,7 @@ class MixedModelDataModule(L.LightningDataModule):
         self,
         table: str | Path | pd.DataFrame,
         fixed: str,
-        random: dict[str, TermLike] | list[str] | str | None = None,
+        random: dict[str, TermLike] | list[str | list[str]] | str | None = None,
         residual: dict[str, Term] | Term | None = None,
         missing: Literal["error", "drop"] = "error",
         validation_table: str | Path | pd.DataFrame | None = None,
@@ -87,7 +87,10 @@ class MixedModelDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> OneBatch:
         if self.predict_rows is None:
-            raise ValueError("`MixedModelDataModule` has nothing to predict. Give it a `predict_table`.")
+            raise ValueError(
+                "`MixedModelDataModule` has nothing to predict. Give it a `predict_table`, on the command line "
+                "--data.predict_table FILE."
+            )
         return OneBatch(self.predict_rows)
 
     def _new_rows(

@@ -50,6 +50,20 @@ def test_alpha_lattice() -> None:
     assert "n=72" in repr(model)
 
 
+def test_a_list_of_columns_in_a_list_is_one_term() -> None:
+    model = MixedModel("pastes", "strength ~ 1", random=[["batch", "cask"], "batch"])
+    assert model.V.operand_names == ["batch:cask", "batch", "residual"]
+    assert len(model.V.operand("batch:cask").Z.levels) == 30
+
+
+@pytest.mark.parametrize(("fixed", "columns"), [("strength ~ 0", 0), ("strength ~ 0 + x", 1), ("strength ~ x", 2)])
+def test_any_number_of_fixed_effects(fixed: str, columns: int) -> None:
+    t = read_table("pastes").assign(x=np.arange(60.0))
+    model = MixedModel(t, fixed, "batch")
+    assert model.X.shape == (60, columns)
+    assert model.design(t).X.shape == (60, columns)
+
+
 def test_random_slopes() -> None:
     t = read_table("sleepstudy")
     start = [[600.0, 10.0], [10.0, 35.0]]

@@ -15,7 +15,7 @@ class Holder:
         self,
         table: str,
         fixed: str,
-        random: dict[str, TermLike] | list[str] | str | None = None,
+        random: dict[str, TermLike] | list[str | list[str]] | str | None = None,
         residual: dict[str, Term] | Term | None = None,
     ) -> None:
         self.model = MixedModel(table, fixed, random, residual)
@@ -37,6 +37,8 @@ def test_short_forms() -> None:
     assert V.natural_names == ["gen/sigma^2", "block/sigma^2", "other/sigma^2", "residual/sigma^2"]
     assert model("data: {table: john_alpha, fixed: yield ~ rep, random: [gen, 'rep:block']}").V.num_params == 3
     assert model("data: {table: john_alpha, fixed: yield ~ rep, random: gen}").V.num_params == 2
+    both = model("data: {table: john_alpha, fixed: yield ~ rep, random: [gen, [rep, block]]}").V
+    assert both.operand_names == ["gen", "rep:block", "residual"]
 
 
 def test_terms_structures_and_kernels() -> None:
