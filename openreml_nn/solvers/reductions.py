@@ -6,7 +6,6 @@ a caller may keep the reduction and hand it to the solvers for further responses
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ CELL = 6.0  # length of the intervals of log(a/b) on which the log-determinant i
 DEGREE = 44  # of the interpolation: its error is below rounding, see `BandReduction`
 SMALL = 1e-7  # of the largest eigenvalue of aB/b: the series of (I + aB/b)⁻¹ then ends after two terms
 FEW = 64  # columns below which a product with Q is bound by memory
-Solve = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ class Reduction(ABC):
         """B x, shape (size, m)."""
 
     @abstractmethod
-    def factor(self, a: float, b: float) -> tuple[Solve, float]:
-        """Factor aB + bI: (function that solves with it, log-determinant).
+    def factor(self, a: float, b: float) -> "BandFactor | DiagonalFactor":
+        """Factor aB + bI: an object with its log-determinant that solves with it.
 
         Raises:
             torch.linalg.LinAlgError: It is not positive definite.
@@ -106,6 +104,28 @@ class Reduction(ABC):
     @abstractmethod
     def slopes(self, a: float, b: float) -> tuple[float, float]:
         """Derivatives of log|aB + bI| with respect to a and b."""
+
+
+class DiagonalFactor:
+    """A positive definite diagonal matrix.
+
+    Raises:
+        torch.linalg.LinAlgError: It is not positive definite.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        if not bool((values > 0).all()):
+            raise torch.linalg.LinAlgError(f"smallest eigenvalue {float(values.min()):.3g}")
+        self.values = values
+
+    @property
+    def logdet(self) -> float:
+        """The log-determinant."""
+        return float(self.values.log().sum())
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """The inverse times ``rhs``, shape (n, m)."""
+        return rhs / self.values[:, None]
 
 
 class SpectralDecomposition(Reduction):
@@ -124,11 +144,8 @@ class SpectralDecomposition(Reduction):
     def times(self, x: Tensor) -> Tensor:
         return self.eigenvalues[:, None] * x
 
-    def factor(self, a: float, b: float) -> tuple[Solve, float]:
-        values = a * self.eigenvalues + b
-        if not bool((values > 0).all()):
-            raise torch.linalg.LinAlgError(f"smallest eigenvalue {float(values.min()):.3g}")
-        return lambda x: x / values[:, None], float(values.log().sum())
+    def factor(self, a: float, b: float) -> "DiagonalFactor":
+        return DiagonalFactor(a * self.eigenvalues + b)
 
     def slopes(self, a: float, b: float) -> tuple[float, float]:
         values = a * self.eigenvalues + b
@@ -167,14 +184,10 @@ class BandReduction(Reduction):
     def times(self, x: Tensor) -> Tensor:
         return band_times(self.band, x)
 
-    def _factor(self, a: float, b: float) -> BandFactor:
+    def factor(self, a: float, b: float) -> BandFactor:
         shifted = self.band * a
         shifted[0] += b
         return BandFactor(shifted)
-
-    def factor(self, a: float, b: float) -> tuple[Solve, float]:
-        factored = self._factor(a, b)
-        return factored.solve, factored.logdet
 
     def slopes(self, a: float, b: float) -> tuple[float, float]:
         if abs(a) * math.sqrt(self.squares) < SMALL * b:
@@ -193,14 +206,14 @@ class BandReduction(Reduction):
         if cell not in self._slopes:
             ends = [self._even + (cell - 0.5) * CELL, self._even + (cell + 0.5) * CELL]
             f = Chebyshev.interpolate(
-                lambda t: np.array([self._factor(math.exp(s), 1.0).logdet for s in t]), DEGREE, domain=ends
+                lambda t: np.array([self.factor(math.exp(s), 1.0).logdet for s in t]), DEGREE, domain=ends
             )
             self._slopes[cell] = f.deriv()
         return self._slopes[cell]
 
     def _slopes_by_solving(self, a: float, b: float) -> tuple[float, float]:
         """tr((aB + bI)⁻¹B) and tr((aB + bI)⁻¹) by one solution for each column, n² w operations."""
-        factored, like, of_a, of_b = self._factor(a, b), torch.zeros(1, dtype=torch.float64), 0.0, 0.0
+        factored, like, of_a, of_b = self.factor(a, b), torch.zeros(1, dtype=torch.float64), 0.0, 0.0
         for first in range(0, self.size, COLUMNS_AT_ONCE):
             columns = unit_columns(like, self.size, first)
             inverse = factored.solve(columns)

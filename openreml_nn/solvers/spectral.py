@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.solvers.base import COLUMNS_AT_ONCE, Evaluation, NotPositiveDefinite, Problem, Solver
-from openreml_nn.solvers.base import unit_columns as units
+from openreml_nn.solvers.base import COLUMNS_AT_ONCE, Evaluation, NotPositiveDefinite, Problem, Solver, unit_columns
 from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.reductions import Reduction, Source, reduce
@@ -107,7 +106,7 @@ class SpectralProblem(Problem):
 
     def scales(self, theta: Tensor) -> Tensor:
         """[a, b], shape (2,)."""
-        return self.form.scales(theta).to(torch.float64)
+        return self.form.scales(self.V, theta).to(torch.float64)
 
     def evaluate(self, theta: Tensor | None = None) -> "SpectralEvaluation":
         return SpectralEvaluation(self, self.V.theta if theta is None else theta)
@@ -143,12 +142,13 @@ class SpectralEvaluation(Evaluation):
         try:
             if problem.outside and not b > 0:
                 raise torch.linalg.LinAlgError("no residual variance")
-            self.H, logdet = problem.reduction.factor(a, b)
+            factored = problem.reduction.factor(a, b)
         except torch.linalg.LinAlgError as error:
             raise NotPositiveDefinite(
-                f"V is not positive definite at a variance of {a:.4g} for {problem.form.term!r} and {b:.4g} for the "
+                f"V is not positive definite at a variance of {a:.4g} for {problem.form.name!r} and {b:.4g} for the "
                 f"residual ({error}). Is there a residual variance, and is the kernel positive semi-definite?"
             ) from error
+        self.H, logdet = factored.solve, factored.logdet
         self.of_rest = 1.0 / b if problem.outside else 0.0
         self.of_span = 1.0 if problem.rows.orthonormal else -a / b
         return logdet + (problem.outside * math.log(b) if problem.outside else 0.0)
@@ -281,7 +281,7 @@ class SpectralEvaluation(Evaluation):
             return super().explained_variance(term)
         q, parts = term.G.shape[0], []
         for first in range(0, q, COLUMNS_AT_ONCE):
-            x = self.problem.reduction.rotate(units(self.Hc, q, first))
+            x = self.problem.reduction.rotate(unit_columns(self.Hc, q, first))
             fitted = torch.linalg.solve_triangular(self.L, self.a * self.HC_U.mT @ x, upper=False)
             parts.append(self.a * (1.0 - self.b * (x * self.H(x)).sum(0)) - fitted.square().sum(0))
         return torch.cat(parts)

@@ -1,6 +1,5 @@
 """V read as a·ZKZ' + b·I: which operand plays which part, and how rows belong to what is reduced."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce as fold
 
@@ -20,36 +19,35 @@ from openreml_nn.covariance import (
 from openreml_nn.solvers.reductions import Source
 from openreml_nn.solvers.terms import operands_of
 
-FromParams = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Scaled:
-    """A fixed matrix times one number, s(θ) K; K is None for I."""
+    """A fixed matrix, K or for None the identity, that a structure multiplies by one number."""
 
     K: Tensor | None
-    scale: FromParams
 
 
 def scaled(G: Matrix) -> Scaled | None:
-    """G as a number times a fixed matrix, or None where it is not one."""
+    """The matrix that G is a multiple of at every θ, or None where there is none."""
     if isinstance(G, KnownMatrix):
-        return Scaled(G.K, lambda params: G.trans_params(params)[0])
-    if isinstance(G, ScalarMatrix):
-        return Scaled(None, lambda params: G.trans_params(params)[0])
-    if isinstance(G, IdentityMatrix):
-        return Scaled(None, lambda params: params.new_ones(()))
+        return Scaled(G.K)
+    if isinstance(G, (ScalarMatrix, IdentityMatrix)):
+        return Scaled(None)
     if isinstance(G, SimpleMatrix) and G.shape[0] == G.shape[1]:
-        return Scaled(G.values, lambda params: params.new_ones(()))
+        return Scaled(G.values)
     if isinstance(G, KroneckerProduct):
         factors = [scaled(operand) for operand in G.operand_list()]
-        large = [k for k, operand in enumerate(G.operand_list()) if operand.shape[0] > 1]
-        if len(large) <= 1 and all(factor is not None for factor in factors):
-            known = [factor for factor in factors if factor is not None]
-            kernel = known[large[0]].K if large else None
-            return Scaled(kernel, lambda params: fold(torch.mul, [f.scale(p) for f, p in zip(known, G.split(params),
-                                                                                          strict=True)]))  # fmt: skip
+        large = [factor for factor, operand in zip(factors, G.operand_list(), strict=True) if operand.shape[0] > 1]
+        if len(large) <= 1 and None not in factors:
+            return large[0] if large else Scaled(None)
     return None
+
+
+def scale_of(G: Matrix, params: Tensor) -> Tensor:
+    """The number by which G multiplies the matrix that ``scaled`` gives."""
+    if isinstance(G, KroneckerProduct):
+        return fold(torch.mul, [scale_of(operand, own) for operand, own in G.parts(params)])
+    return G.trans_params(params)[0] if G.num_params else params.new_ones(())
 
 
 # ---- rows: A = S A₁ S' -----------------------------------------------------------------------------------------------
@@ -133,16 +131,26 @@ class KernelForm:
     """V = a Z K Z' + b I.
 
     Attributes:
-        term: Name of the operand Z K Z'.
-        scales: [a, b] from V's θ, shape (2,).
+        term: Index of the operand Z K Z'.
+        residual: Index of the residual.
+        name: Name of the term.
         rows: How the rows belong to what is reduced.
         source: What is reduced.
     """
 
-    term: str
-    scales: FromParams
+    term: int
+    residual: int
+    name: str
     rows: Rows
     source: Source
+
+    def scales(self, V: Matrix, theta: Tensor) -> Tensor:
+        """[a, b], shape (2,)."""
+        operands = operands_of(V, theta)
+        _, G, own = operands[self.term]
+        if isinstance(G, CovariancePropagation):
+            _, (G, own) = G.parts(own)
+        return torch.stack([scale_of(G, own), scale_of(*operands[self.residual][1:])])
 
 
 def kernel_form(V: Matrix) -> KernelForm | str:
@@ -158,20 +166,15 @@ def kernel_form(V: Matrix) -> KernelForm | str:
         Z, G = G.Z, G.G
         if Z.num_params:
             return f"it needs a fixed Z, and that of {term!r} has parameters."
-    fixed, noise_part = scaled(G), scaled(operands[r][1])
-    if fixed is None or noise_part is None:
+    fixed = scaled(G)
+    if fixed is None:
         return (
             f"it needs one variance times a known matrix (`KnownMatrix`, `ScalarMatrix`) for {term!r}, "
             f"got a {type(G).__name__} with the parameters {G.param_names}."
         )
 
-    def scales(theta: Tensor) -> Tensor:
-        parts = [own for _, _, own in operands_of(V, theta)]
-        g = parts[t] if Z is None else operands[t][1].split(parts[t])[1]  # type: ignore[operator]
-        return torch.stack([fixed.scale(g), noise_part.scale(parts[r])])
-
     rows, source = _rows_of(Z, fixed.K, V.shape[0])
-    return KernelForm(term, scales, rows, source)
+    return KernelForm(t, r, term, rows, source)
 
 
 def _rows_of(Z: Matrix | None, K: Tensor | None, n: int) -> tuple[Rows, Source]:

@@ -92,7 +92,7 @@ class SpectralTraitsProblem(Problem):
 
     def sigmas(self, theta: Tensor) -> Tensor:
         """Σ_g and Σ_e, shape (2, t, t)."""
-        return torch.stack([self.form.sigma_g(theta), self.form.sigma_e(theta)]).to(torch.float64)
+        return torch.stack([self.form.sigma_g.of(self.V, theta), self.form.sigma_e.of(self.V, theta)]).to(torch.float64)
 
     def evaluate(self, theta: Tensor | None = None) -> "SpectralTraitsEvaluation":
         return SpectralTraitsEvaluation(self, self.V.theta if theta is None else theta)

@@ -18,8 +18,42 @@ from openreml_nn.covariance import (
     ScalarMatrix,
 )
 from openreml_nn.solvers.reductions import Source
-from openreml_nn.solvers.spectral_form import FromParams, scaled
+from openreml_nn.solvers.spectral_form import scale_of, scaled
 from openreml_nn.solvers.terms import operands_of
+
+
+@dataclass(frozen=True)
+class KroneckerSigma:
+    """Σ of the operand Σ ⊗ K of V with this index, K the factor at ``place``."""
+
+    index: int
+    place: int
+
+    def of(self, V: Matrix, theta: Tensor) -> Tensor:
+        """Σ at V's θ, shape (t, t); what scales K scales Σ."""
+        _, G, own = operands_of(V, theta)[self.index]
+        if isinstance(G, CovariancePropagation):
+            _, (G, own) = G.parts(own)
+        assert isinstance(G, KroneckerProduct)
+        parts = G.parts(own)
+        scale = scale_of(*parts.pop(self.place))
+        return scale * fold(torch.kron, [matrix.build(params) for matrix, params in parts])
+
+
+@dataclass(frozen=True)
+class DiagonalSigma:
+    """Σ of a residual that is diagonal: σ² I, or a variance for each trait."""
+
+    index: int
+    traits: int
+
+    def of(self, V: Matrix, theta: Tensor) -> Tensor:
+        """Σ at V's θ, shape (t, t)."""
+        _, residual, own = operands_of(V, theta)[self.index]
+        if isinstance(residual, DiagonalPropagation):
+            ((D, own),) = residual.parts(own)
+            return torch.diag(D.diagonal(own))
+        return torch.diag(residual.diagonal(own)[:1].expand(self.traits))
 
 
 @dataclass(frozen=True)
@@ -27,15 +61,15 @@ class TraitForm:
     """V = Σ_g ⊗ K + Σ_e ⊗ I, rows in any order.
 
     Attributes:
-        sigma_g: Σ_g from V's θ, shape (t, t).
-        sigma_e: Σ_e from V's θ, shape (t, t).
+        sigma_g: Where Σ_g is.
+        sigma_e: Where Σ_e is.
         order: The row of each individual (slower) and trait, shape (individuals · t,).
         traits: t.
         source: The kernel over the individuals with records.
     """
 
-    sigma_g: FromParams
-    sigma_e: FromParams
+    sigma_g: KroneckerSigma
+    sigma_e: KroneckerSigma | DiagonalSigma
     order: Tensor
     traits: int
     source: Source
@@ -43,9 +77,9 @@ class TraitForm:
 
 @dataclass(frozen=True)
 class _Grid:
-    """A term Σ ⊗ K: Σ from its parameters, K, and trait and level of each row."""
+    """A term Σ ⊗ K: where Σ is, K, and trait and level of each row."""
 
-    sigma: FromParams
+    sigma: KroneckerSigma
     K: Tensor | None
     trait: Tensor
     level: Tensor
@@ -56,7 +90,7 @@ class _Grid:
 def trait_form(V: Matrix) -> TraitForm | str:
     """V as Σ_g ⊗ K + Σ_e ⊗ I; a sentence that says what is missing where it is not that."""
     operands = operands_of(V, V.theta.detach())
-    grids = [_grid(operand) for _, operand, _ in operands]
+    grids = [_grid(i, operand, V.theta.device) for i, (_, operand, _) in enumerate(operands)]
     kernels = [i for i, g in enumerate(grids) if isinstance(g, _Grid)]
     if len(operands) != 2 or not kernels:
         reasons = [f"{n or 'V'}: {g}" for (n, _, _), g in zip(operands, grids, strict=True) if isinstance(g, str)]
@@ -72,12 +106,10 @@ def trait_form(V: Matrix) -> TraitForm | str:
             return "it needs the same traits, in the same order, in both operands."
         if not _one_to_one(grid, other):
             return "it needs the same individuals in both operands."
-        sigma_e = other.sigma
     else:
-        found = _residual_sigma(operands[r][1], grid)
-        if isinstance(found, str):
-            return f"it needs a residual Σ_e ⊗ I. {operands[r][0]}: {found}"
-        sigma_e = found
+        reason = _no_residual(operands[r][1], grid)
+        if reason is not None:
+            return f"it needs a residual Σ_e ⊗ I. {operands[r][0]}: {reason}"
     cells = torch.bincount(grid.level * grid.traits + grid.trait, minlength=grid.levels * grid.traits)
     cells = cells.reshape(grid.levels, grid.traits)
     observed = cells.any(1)
@@ -87,8 +119,8 @@ def trait_form(V: Matrix) -> TraitForm | str:
             f"{int(observed.sum())} individuals."
         )
     return TraitForm(
-        sigma_g=lambda theta: grid.sigma(operands_of(V, theta)[g][2]),
-        sigma_e=lambda theta: sigma_e(operands_of(V, theta)[r][2]),
+        sigma_g=grid.sigma,
+        sigma_e=other.sigma if isinstance(other, _Grid) else DiagonalSigma(r, grid.traits),
         order=torch.argsort(grid.level * grid.traits + grid.trait),
         traits=grid.traits,
         source=Source("kernel", (grid.K, observed.to(torch.float64))),
@@ -99,7 +131,7 @@ def _kernel_of(grid: "_Grid | str") -> Tensor | None:
     return grid.K if isinstance(grid, _Grid) else None
 
 
-def _grid(operand: Matrix) -> "_Grid | str":
+def _grid(index: int, operand: Matrix, device: torch.device) -> "_Grid | str":
     """A term Σ ⊗ K over its rows; why it is none otherwise."""
     Z, G = (operand.Z, operand.G) if isinstance(operand, CovariancePropagation) else (None, operand)
     if not isinstance(G, KroneckerProduct):
@@ -111,26 +143,18 @@ def _grid(operand: Matrix) -> "_Grid | str":
         return "its first or last factor must be a known matrix."
     kernel, levels = fixed[place], matrices[place].shape[0]
     assert kernel is not None
-    columns = _columns(Z, G.shape[0])
+    columns = torch.arange(G.shape[0], device=device) if Z is None else _columns(Z)
     if columns is None:
         return "each of its rows must have one effect of one level."
     fast = place != 0  # the kernel's index runs fastest
     traits = G.shape[0] // levels
-
-    def sigma(params: Tensor) -> Tensor:
-        own = G.split(params if Z is None else operand.split(params)[1])  # type: ignore[operator]
-        parts = [a.build(p) for i, (a, p) in enumerate(zip(matrices, own, strict=True)) if i != place]
-        return kernel.scale(own[place]) * fold(torch.kron, parts)
-
     trait = columns // levels if fast else columns % traits
     level = columns % levels if fast else columns // traits
-    return _Grid(sigma, kernel.K, trait, level, traits, levels)
+    return _Grid(KroneckerSigma(index, place), kernel.K, trait, level, traits, levels)
 
 
-def _columns(Z: Matrix | None, size: int) -> Tensor | None:
+def _columns(Z: Matrix) -> Tensor | None:
     """The column of Z that holds the 1 of each row; None where there is no such column in each row."""
-    if Z is None:
-        return torch.arange(size)
     if not isinstance(Z, IncidenceMatrix) or bool((Z.codes < 0).any()):
         return None
     if isinstance(Z, CellMatrix):
@@ -147,17 +171,14 @@ def _one_to_one(left: _Grid, right: _Grid) -> bool:
     return len(pairs) == len(torch.unique(left.level)) == len(torch.unique(right.level))
 
 
-def _residual_sigma(residual: Matrix, grid: _Grid) -> FromParams | str:
-    """Σ_e of a residual that is diagonal: σ² I, or a variance for each trait."""
-    eye = torch.eye(grid.traits, dtype=torch.float64, device=grid.trait.device)
+def _no_residual(residual: Matrix, grid: _Grid) -> str | None:
+    """Why a residual is no diagonal Σ_e ⊗ I: one variance, or one for each trait; None where it is."""
     if isinstance(residual, (ScalarMatrix, IdentityMatrix)):
-        return lambda params: residual.diagonal(params)[0] * eye.to(params)
+        return None
     if isinstance(residual, DiagonalPropagation):
-        D = residual.operand_list()[0]
         X = residual.X
         trait = X.argmax(1)
         if X.shape[1] == grid.traits and torch.equal(X, torch.nn.functional.one_hot(trait, X.shape[1]).to(X)):
-            if torch.equal(trait, grid.trait):
-                return lambda params: torch.diag(D.diagonal(residual.split(params)[0]))
-            return "the traits of its rows are in another order than those of the kernel's term."
+            same = torch.equal(trait, grid.trait)
+            return None if same else "the traits of its rows are in another order than those of the kernel's term."
     return f"a {type(residual).__name__} is none."

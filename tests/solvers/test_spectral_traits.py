@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,9 @@ MODELS = {
     "rows in order, traits faster": Sum(
         g=KroneckerProduct(A, US()), residual=KroneckerProduct(IdentityMatrix(INDIVIDUALS), US())
     ),
+    "three factors": Sum(
+        g=CovariancePropagation(cells(), KroneckerProduct(ScalarMatrix(1), AR1Matrix(TRAITS), A)), residual=residual(US())
+    ),
     "a free scale of the kernel": Sum(
         g=genetic(FactorAnalyticMatrix(TRAITS, k=1), KnownMatrix(A.K)), residual=residual(US())
     ),
@@ -164,6 +168,14 @@ def test_gradient_of_the_data() -> None:
         found.append([value.grad for value in data])
     for ours, dense in zip(*found, strict=True):
         torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-9)
+
+
+def test_problem_is_copied() -> None:
+    V = MODELS["unstructured"]
+    problem = SpectralTraitsSolver().prepare(V, y, X)
+    copy = pickle.loads(pickle.dumps(problem))
+    theta = V.theta.detach() + 0.1
+    torch.testing.assert_close(copy.evaluate(theta).yPy, problem.evaluate(theta).yPy, rtol=1e-14, atol=0.0)
 
 
 def test_second_derivative_is_refused() -> None:
