@@ -100,6 +100,7 @@ class SparseCoupling(Coupling):
         self.pair_level = level[left]
         self.place = column[left] * shape[2] + column[right]
         self.product = value[:, None, left] * value[None, :, right]
+        self.both = self.product * torch.where(column[left] == column[right], 1.0, 2.0).to(value)  # of both triangles
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         part = sum(v * block[:, self.level] for v, block in zip(self.value, blocks, strict=True))
@@ -118,9 +119,7 @@ class SparseCoupling(Coupling):
 
     def within(self, Phi: Tensor) -> Tensor:
         L = self.shape[1]
-        twice = Phi.tril(-1) * 2.0
-        twice.diagonal().copy_(Phi.diagonal())
-        part = twice.reshape(-1)[self.place] * self.product
+        part = Phi.reshape(-1)[self.place] * self.both
         blocks = torch.stack([torch.stack([_sum_at(self.pair_level, x, L) for x in row]) for row in part])
         return 0.5 * (blocks + blocks.transpose(0, 1))
 

@@ -58,13 +58,16 @@ class Equations:
 
     def _factor_rest(self) -> Tensor:
         """Factor; returns log|I + S̃Ĝ|."""
-        I = torch.eye(len(self.Schur), dtype=self.sigma2.dtype, device=self.sigma2.device)
         if self.diagonal:
             self.root = torch.cat(self.G).sqrt() if self.G else self.Schur.new_zeros(0)
-            self.L = torch.linalg.cholesky(self.root[:, None] * self.Schur * self.root + I)
+            M = self.root[:, None] * self.Schur * self.root
+            M.diagonal().add_(1.0)
+            self.L = torch.linalg.cholesky(M)
             return 2.0 * self.L.diagonal().log().sum()
         self.dense_G = torch.block_diag(*(torch.diag(G) if G.ndim == 1 else G for G in self.G))
-        self.LU, self.pivots = torch.linalg.lu_factor(self.Schur @ self.dense_G + I)
+        M = self.Schur @ self.dense_G
+        M.diagonal().add_(1.0)
+        self.LU, self.pivots = torch.linalg.lu_factor(M)
         return self.LU.diagonal().abs().log().sum()
 
     def apply_G(self, rhs: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class Equations:
         if not self.diagonal:
             return self._apply_N(self.Schur)
         small = self.small
-        quotient = (self.inverse * (self.root * self.Schur)).sum(1) / torch.where(small, 1.0, self.root)
+        quotient = ((self.inverse * self.Schur) @ self.root) / torch.where(small, 1.0, self.root)
         if not bool(small.any()):
             return quotient
         difference = self.Schur.diagonal() - ((self.Schur @ self.Phi) * self.Schur).sum(1)
