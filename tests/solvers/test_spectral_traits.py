@@ -94,7 +94,8 @@ MODELS = {
         g=KroneckerProduct(A, US()), residual=KroneckerProduct(IdentityMatrix(INDIVIDUALS), US())
     ),
     "three factors": Sum(
-        g=CovariancePropagation(cells(), KroneckerProduct(ScalarMatrix(1), AR1Matrix(TRAITS), A)), residual=residual(US())
+        g=CovariancePropagation(cells(), KroneckerProduct(ScalarMatrix(1), AR1Matrix(TRAITS), A)),
+        residual=residual(US()),
     ),
     "a free scale of the kernel": Sum(
         g=genetic(FactorAnalyticMatrix(TRAITS, k=1), KnownMatrix(A.K)), residual=residual(US())
