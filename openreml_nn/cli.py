@@ -1,7 +1,8 @@
 """The command line: ``openreml-nn fit|validate|predict --config model.yaml``, on LightningCLI.
 
-A mistake of the user is one line on stderr and exit code 1 or 2; with the environment variable ``OPENREML_NN_DEBUG``
-set to anything, it is a traceback.
+The exit code is 0 after a fit that converged, 1 for a mistake in the data or the model, 2 for one in the options, and 3
+after a fit that did not converge, whose results are written all the same. A mistake is one line on stderr; with the
+environment variable ``OPENREML_NN_DEBUG`` set to anything, it is a traceback.
 """
 
 import logging
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -40,6 +42,9 @@ _NO_TYPE = "Does not validate against any of the Union subtypes"
 _KEY = re.compile(r'Parser key "([^"]*)"')
 _OPTION = re.compile(r"Option '([^']*)' is not accepted")
 _CLASS_PATH = re.compile(r"class_path'?[:=]? ?'([\w.]+)'")
+_UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
+_REQUIRED = re.compile(r"arguments are required: .*")
+_COMMAND = re.compile(r"\b(?:fit|validate|predict)\.")
 _PREFIX = re.compile(r"^Type .* expects a function or a callable class: ")
 _FRAME = re.compile(
     r"$|Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path|Expected a path but"
@@ -47,6 +52,11 @@ _FRAME = re.compile(
 )
 DEBUG = "OPENREML_NN_DEBUG"
 COMMANDS = ("fit", "validate", "predict")
+NOT_CONVERGED = 3
+HELP = (
+    "Linear mixed models by restricted maximum likelihood. Exit codes: 0 done, 1 a mistake in the data or the model, 2 a "
+    f"mistake in the options, {NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
+)
 CALLBACKS = {
     "convergence": ConvergenceCallback,
     "results": ResultFiles,
@@ -77,14 +87,25 @@ class REMLCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Name the log folder after the configuration file, and ask for what a command cannot do without."""
+        """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
         config = self.config[self.subcommand]
-        if self.subcommand != "fit" and not config.get("ckpt_path"):
-            raise MisconfigurationException(f"`{self.subcommand}` needs the checkpoint of a fit: --ckpt_path FILE.")
         logger = config.trainer.logger
-        if getattr(logger, "class_path", "").endswith("TensorBoardLogger") and logger.init_args.name is None:
+        board = getattr(logger, "class_path", "").endswith("TensorBoardLogger")
+        if self.subcommand != "fit":
+            if not config.get("ckpt_path"):
+                raise MisconfigurationException(f"`{self.subcommand}` needs the checkpoint of a fit: --ckpt_path FILE.")
+            self.save_config_callback = None
+            config.trainer.logger = False if board else logger
+            config.predictions.folder = config.predictions.folder or run_folder(config.ckpt_path)
+        elif board and logger.init_args.name is None:
             files = [Path(str(file)) for file in config.get("config") or []]
             logger.init_args.name = files[0].stem if files else self.subcommand
+
+
+def run_folder(checkpoint: str | Path) -> str:
+    """Folder of the run that a checkpoint belongs to."""
+    folder = Path(checkpoint).parent
+    return str(folder.parent if folder.name == "checkpoints" else folder)
 
 
 def trainer_defaults() -> dict[str, Any]:
@@ -111,11 +132,13 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command and its options; those of the process when left out.
 
     Raises:
-        SystemExit: With code 2 for a mistake in the options, 1 for one in the data or the model.
+        SystemExit: With code 2 for a mistake in the options, 1 for one in the data or the model, 3 where a fit did not
+            converge.
     """
+    parser = {"exit_on_error": False, "description": HELP}
     with quiet():
         try:
-            REMLCLI(
+            cli = REMLCLI(
                 REMLModule,
                 MixedModelDataModule,
                 args=None if args is None else list(args),
@@ -123,13 +146,15 @@ def main(args: Sequence[str] | None = None) -> None:
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs={name: {"exit_on_error": False} for name in COMMANDS} | {"exit_on_error": False},
+                parser_kwargs={name: parser for name in COMMANDS} | parser,
             )
         except Exception as error:
             if os.environ.get(DEBUG) or not is_mistake(error):
                 raise
             print(f"openreml-nn: error: {message(error)}", file=sys.stderr)
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+    if cli.subcommand == "fit" and not cli.model.converged:
+        raise SystemExit(NOT_CONVERGED)
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -146,7 +171,30 @@ def is_mistake(error: BaseException) -> bool:
 def message(error: BaseException) -> str:
     """What an error says, on one line; a KeyError without its quotes, and where no type fits, what is wrong."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join((_what_is_wrong(text) if _NO_TYPE in text else text).split())
+    told = _what_is_wrong(text) if _NO_TYPE in text else text
+    if isinstance(error, ArgumentError):
+        told = _REQUIRED.sub(lambda found: _COMMAND.sub("--", found[0]), told)
+        unknown = _UNKNOWN.search(told)
+        near = nearest_option(unknown[1] or unknown[2]) if unknown else None
+        told += f"; did you mean {near!r}?" if near else ""
+    return " ".join(told.split())
+
+
+def nearest_option(name: str) -> str | None:
+    """The option of a command that an unknown one looks like; a part of it for nested ones, None where there is none.
+
+    Example:
+        >>> from openreml_nn.cli import nearest_option
+        >>> nearest_option("data.fixd"), nearest_option("dta.random.gen")
+        ('data.fixed', 'data')
+    """
+    groups: dict[str, Any] = {"model": REMLModule, "data": MixedModelDataModule, "trainer": Trainer, **CALLBACKS}
+    first, *rest = name.split(".")
+    if first in groups and rest:
+        near = get_close_matches(rest[0], signature(groups[first]).parameters, 1)
+        return f"{first}.{near[0]}" if near else None
+    near = get_close_matches(first, [*groups, "config", "ckpt_path", "seed_everything"], 1)
+    return near[0] if near and near[0] != first else None
 
 
 def _what_is_wrong(text: str) -> str:

@@ -1,5 +1,6 @@
 """A fit without Lightning: objective, optimiser and loop in one call."""
 
+import logging
 import math
 import time
 import warnings
@@ -25,6 +26,7 @@ from openreml_nn.optim import (
 from openreml_nn.result import FitResult
 from openreml_nn.solvers import Evaluation, Problem, Solver
 
+log = logging.getLogger("openreml_nn")
 OBJECTIVES: dict[str, type[Objective]] = {"REML": REML, "ML": ML}
 ALL_FIXED = "all variance parameters are fixed"
 
@@ -50,7 +52,7 @@ def fit(
         V: Covariance of the observations, shape (n, n).
         y: Response, shape (n,).
         X: Design of the fixed effects, shape (n, p); a column of ones when left out.
-        method: ``"REML"`` or ``"ML"``.
+        method: ``"REML"`` or ``"ML"``, in capitals or not.
         start: ``"data"``: from the least-squares residual variance; ``"current"``: V's own thetas; ``"auto"``: from the
             data if V's thetas are all at their raw default 0, else V's own; or raw thetas, shape (k,).
         solver: ``"auto"``, the name of a solver, or a solver.
@@ -61,16 +63,24 @@ def fit(
         rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
         x_names: Names of the columns of X.
 
+    Warns:
+        UserWarning: The fit did not converge; the message says why.
+
     Raises:
         ValueError: The data or the model cannot be fitted; the message says why.
         ConfoundedParameters: The data cannot tell some variance parameters apart.
     """
     began = time.perf_counter()
-    if method not in OBJECTIVES:
+    kind = OBJECTIVES.get(str(method).upper())
+    if kind is None:
         raise ValueError(f"`method` must be 'REML' or 'ML', got {method!r}.")
     if max_steps < 0:
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
-    objective = OBJECTIVES[method](V, solver)
+    direction = direction or Average()
+    if direction.second_derivatives and solver == "auto":
+        solver = "dense"
+    objective = kind(V, solver)
+    say_conversion(y=y, X=X)
     y = y.detach() if isinstance(y, Tensor) else y  # only θ is moved
     X = X.detach() if isinstance(X, Tensor) else X
     problem = objective.prepare(y, X, rank=rank)
@@ -85,7 +95,6 @@ def fit(
             evaluation = problem.evaluate(V.theta.detach())
         return build_result(objective, evaluation, history, names, time.perf_counter() - began)
     current: list[Evaluation] = []  # the last evaluation, freed before the next is made
-    direction = direction or Average()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -112,7 +121,17 @@ def fit(
         with torch.no_grad():
             current.append(problem.evaluate(V.theta.detach()))
     known = optimizer.information if history and isinstance(direction, Average) else None
-    return build_result(objective, current.pop(), history, names, time.perf_counter() - began, known)
+    result = build_result(objective, current.pop(), history, names, time.perf_counter() - began, known)
+    if history and not result.converged:
+        warnings.warn(f"The fit did not converge: {result.reason}.", stacklevel=2)
+    return result
+
+
+def say_conversion(**given: Tensor | None) -> None:
+    """Say which tensors are not float64; the likelihood is computed in float64."""
+    for name, values in given.items():
+        if isinstance(values, Tensor) and values.dtype != torch.float64:
+            log.warning("%s is %s and was converted to float64.", name, str(values.dtype).removeprefix("torch."))
 
 
 def start_theta(problem: Problem, start: Tensor | str) -> Tensor:

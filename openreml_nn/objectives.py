@@ -34,7 +34,7 @@ class Objective(nn.Module):
         return self.solver.prepare(self.V, y, X, rank=rank)
 
     def forward(self, y: Tensor, X: Tensor | None = None, theta: Tensor | None = None) -> Tensor:
-        """−ℓ(θ) with its constants.
+        """−ℓ(θ) with its constants; prepares the data anew at each call, which ``prepare`` does once for a loop.
 
         Args:
             y: Response, shape (n,).

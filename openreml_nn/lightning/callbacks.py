@@ -1,5 +1,6 @@
 """Callbacks of a fit: stop when it has ended, write its results, write predictions."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from openreml_nn.report import write_result, write_text
 
 
 class ConvergenceCallback(Callback):
-    """Stops the Trainer when the fit of a `REMLModule` has ended, and warns where it was cut off before.
+    """Stops the Trainer when the fit of a `REMLModule` has ended, and warns where it did not converge.
 
     Args:
         verbose: Print a line for each step, and the reason of the end.
@@ -27,7 +28,9 @@ class ConvergenceCallback(Callback):
         module = _reml(pl_module, self)
         talks, at = self.verbose and trainer.is_global_zero, module.progress
         if talks and at is not None:
-            print(f"step {trainer.global_step:3d}  log-likelihood {at.loglik:.6f}  decrement {at.decrement:.1e}")
+            before = "  (before the step)" if math.isnan(at.step_length) and not at.done else ""
+            line = f"step {trainer.global_step:3d}  log-likelihood {at.loglik:.6f}  decrement {at.decrement:.1e}"
+            print(line + before)
         if module.ended:
             trainer.should_stop = True
             if talks:
@@ -35,12 +38,27 @@ class ConvergenceCallback(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = _reml(pl_module, self)
-        if not module.ended and module.progress is not None and trainer.is_global_zero:
+        if module.converged or module.progress is None or not trainer.is_global_zero:
+            return
+        if module.ended:
+            warnings.warn(f"The fit did not converge: {module.ended}.", stacklevel=2)
+        else:
             warnings.warn(
                 f"The fit was cut off after {trainer.global_step} steps, before it converged (Newton decrement "
                 f"{module.progress.decrement:.1e}, wanted {module.tolerance:.0e}). Raise the Trainer's `max_epochs`.",
                 stacklevel=2,
             )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = _reml(pl_module, self)
+        if not module.idle or not trainer.is_global_zero:
+            return
+        has = f": the checkpoint already has {trainer.global_step} steps" if trainer.global_step else ""
+        if module.converged:
+            print(f"No step was made{has}, and the fit has ended: {module.ended}.")
+        else:
+            limit = f"`max_epochs` is {trainer.max_epochs}"
+            warnings.warn(f"No step was made{has}. The Trainer's {limit}; raise it.", stacklevel=2)
 
 
 class ResultFiles(Callback):
@@ -57,6 +75,13 @@ class ResultFiles(Callback):
         self.folder, self.verbose = folder, verbose
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _reml(pl_module, self).idle:  # `on_train_end` is not called then
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder, result = _log_folder(trainer, self.folder), _reml(pl_module, self).result()
         if trainer.is_global_zero:
             write_result(result, folder)
@@ -68,7 +93,8 @@ class PredictionFiles(Callback):
     """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``std_error``.
 
     Args:
-        folder: Where to write; the Trainer's log folder when left out.
+        folder: Where to write; the Trainer's log folder when left out. On the command line the folder of the run that the
+            checkpoint belongs to.
         verbose: Print the path.
     """
 

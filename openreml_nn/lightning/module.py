@@ -18,7 +18,7 @@ from torch.nn.functional import gaussian_nll_loss
 from torch.optim import Optimizer
 from torchmetrics.functional import mean_squared_error
 
-from openreml_nn.covariance import Matrix
+from openreml_nn.covariance import Matrix, Sum
 from openreml_nn.fit import (
     ALL_FIXED,
     OBJECTIVES,
@@ -52,7 +52,7 @@ class REMLModule(L.LightningModule):
 
     Args:
         covariance: Covariance V of the observations, shape (n, n).
-        objective: ``"REML"``, ``"ML"``, or a class of objectives.
+        objective: ``"REML"`` or ``"ML"``, in capitals or not, or a class of objectives.
         solver: ``"auto"``, the name of a solver, or a solver.
         direction: Information matrix of the steps; average information by default.
         control: Step control of `AverageInformation`; a trust region by default.
@@ -74,7 +74,7 @@ class REMLModule(L.LightningModule):
     def __init__(
         self,
         covariance: Matrix,
-        objective: Literal["REML", "ML"] | type[Objective] = "REML",
+        objective: type[Objective] | str = "REML",
         solver: str | Solver = "auto",
         direction: Direction | None = None,
         control: StepControl | None = None,
@@ -84,6 +84,7 @@ class REMLModule(L.LightningModule):
         rank: Literal["drop", "error"] = "drop",
     ) -> None:
         super().__init__()
+        objective = objective.upper() if isinstance(objective, str) else objective
         plain = {"objective": objective, "solver": solver, "tolerance": tolerance, "start": start, "rank": rank}
         names = [name for name, value in plain.items() if isinstance(value, (str, float, int))]
         self.save_hyperparameters(*names, logger=False)
@@ -97,6 +98,8 @@ class REMLModule(L.LightningModule):
         self.make_optimizer, self.rank = optimizer, rank
         self.history: list[Progress] = []
         self._fitted: Batch | None = None
+        self._digests: dict[str, str] = {}
+        self._idle = False
         self._problem: Problem | None = None
         self._x_names: list[str] = []
         self._evaluation: Evaluation | None = None
@@ -123,6 +126,16 @@ class REMLModule(L.LightningModule):
             return self.progress.reason if self.progress.done else ""
         return "" if self.covariance.free_index else ALL_FIXED
 
+    @property
+    def converged(self) -> bool:
+        """Whether the fit has ended at a maximum."""
+        return bool(self.ended) if self.progress is None else self.progress.converged
+
+    @property
+    def idle(self) -> bool:
+        """Whether the Trainer's last fit made no step, as from a checkpoint that has reached its `max_epochs`."""
+        return self._idle
+
     def result(self) -> FitResult:
         """The fit at the present thetas, the same object that `openreml_nn.fit` gives.
 
@@ -130,7 +143,11 @@ class REMLModule(L.LightningModule):
             ValueError: The module has seen no data.
         """
         if self._problem is None:
-            raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
+            loader = self._trainer.train_dataloader if self._idle and self._trainer is not None else None
+            if loader is None:
+                raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
+            self._begin(Batch.of(next(iter(loader))))
+        assert self._problem is not None
         with torch.inference_mode(False), torch.no_grad():
             theta, evaluation = self.covariance.theta.detach(), self._evaluation
             if evaluation is None or not torch.equal(evaluation.theta, theta):
@@ -162,7 +179,7 @@ class REMLModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self._fitted = self._problem = self._evaluation = None
-        self._began = time.perf_counter()
+        self._began, self._idle = time.perf_counter(), True
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
@@ -170,7 +187,11 @@ class REMLModule(L.LightningModule):
         self._began -= self._seconds
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._prepare(Batch.of(batch)) and self.trainer.global_step == 0:
+        self._idle = False
+        self._begin(Batch.of(batch))
+
+    def _begin(self, batch: Batch) -> None:
+        if self._prepare(batch) and self.trainer.global_step == 0:
             self.covariance.set_theta(start_theta(self._problem, self.start))  # type: ignore[arg-type]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -209,7 +230,10 @@ class REMLModule(L.LightningModule):
         return optimizer.progress
 
     def _foreign(self, before: Tensor) -> Progress:
-        """Progress of another optimizer: at the thetas that it evaluated last, before it moved them."""
+        """Progress of another optimizer: at the thetas that it evaluated last, before it moved them.
+
+        Where the score is zero there, the step is taken back, so that the fit ends where it was found to.
+        """
         V, evaluation = self.covariance, self._evaluation
         assert evaluation is not None
         H = self._information = self._current_information().detach().cpu().numpy()
@@ -218,6 +242,8 @@ class REMLModule(L.LightningModule):
         g = -torch.cat([p.grad if p.grad is not None else torch.zeros_like(p) for p in free]).cpu().numpy()
         decrement = newton_decrement(H, g)
         done = decrement <= self.tolerance
+        if done:
+            V.set_theta(self._theta)
         return Progress(
             iteration=len(self.history) + 1,
             loglik=float(self.objective.loglik(evaluation).detach()),
@@ -248,8 +274,9 @@ class REMLModule(L.LightningModule):
                 "`REMLModule` got a second batch with other data. A mixed model is fitted to all records at once: "
                 "use `MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one pair (y, X)."
             )
-        self._check_resumed(batch)
         self._evaluation = None
+        self._digests = {}
+        self._check_resumed(batch)
         self._problem = self.objective.prepare(batch.y, batch.X, rank=self.rank)
         self._x_names = column_names(self._problem, batch.X, batch.x_names)
         warn_of_aliased(self._problem, self._x_names)
@@ -259,10 +286,17 @@ class REMLModule(L.LightningModule):
         return True
 
     def _check_resumed(self, batch: Batch) -> None:
-        """Raise a ValueError where a fit would go on with other data than it began with."""
+        """Raise a ValueError where the data are not those of the fit in the checkpoint."""
         before = self._resumed.get("data")
-        if self.trainer.training and self.trainer.global_step and before not in (None, _fingerprint(batch)):
-            raise ValueError("The checkpoint is of a fit to other data, so that the fit cannot go on from it.")
+        if not before:
+            return
+        self._digests = fingerprint(batch, self.covariance)
+        if before != self._digests:
+            raise ValueError(
+                f"The checkpoint is of a fit to other data: {difference(before, self._digests)}. A fit goes on from "
+                f"its own table, and BLUEs and BLUPs are recomputed from it. Give the table of the fit; rows to "
+                f"predict or to validate on are a table of their own."
+            )
 
     # ---- validation and prediction -----------------------------------------------------------------------------------
 
@@ -300,14 +334,17 @@ class REMLModule(L.LightningModule):
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._fitted is not None and not self._digests:
+            self._digests = fingerprint(self._fitted, self.covariance)
         checkpoint[_STATE] = {
             "parameters": self.covariance.natural_names,
             "history": [vars(progress) for progress in self.history],
             "seconds": self._seconds,
-            "data": None if self._fitted is None else _fingerprint(self._fitted),
+            "data": self._digests or self._resumed.get("data"),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._fitted = self._problem = self._evaluation = None
         self._resumed = checkpoint.get(_STATE, {})
         before, names = self._resumed.get("parameters"), self.covariance.natural_names
         if before not in (None, names):
@@ -316,10 +353,28 @@ class REMLModule(L.LightningModule):
         self._seconds = self._resumed.get("seconds", 0.0)
 
 
-def _fingerprint(batch: Batch) -> str:
-    """A digest of the numbers of a batch."""
+def fingerprint(batch: Batch, V: Matrix) -> dict[str, str]:
+    """What a fit depends on: the number of rows, and digests of y, of X, and of the numbers in each term of V."""
+    terms = dict(zip(V.operand_names, V.operand_list(), strict=True)) if isinstance(V, Sum) else {"V": V}
+    return {
+        "number of rows": str(len(batch.y)),
+        "the response": _digest([batch.y]),
+        "the fixed effects": _digest([] if batch.X is None else [batch.X]),
+    } | {f"the term {name!r}": _digest(term.buffers()) for name, term in terms.items()}
+
+
+def difference(before: dict[str, str], now: dict[str, str]) -> str:
+    """In what two fingerprints differ, in words."""
+    rows = [data.get("number of rows") for data in (before, now)]
+    if rows[0] != rows[1]:
+        return f"it had {rows[0]} rows, this table has {rows[1]}"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return f"{' and '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
+
+
+def _digest(values: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for values in (batch.y, batch.X):
-        if values is not None:
-            digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    for value in values:
+        array = value.detach().cpu().contiguous()
+        digest.update((array.double() if array.is_floating_point() else array).numpy().tobytes())
     return digest.hexdigest()

@@ -10,7 +10,13 @@ from openreml_nn.solvers import Evaluation
 
 
 class Direction(ABC):
-    """An information matrix of the free raw thetas at an evaluated θ."""
+    """An information matrix of the free raw thetas at an evaluated θ.
+
+    Attributes:
+        second_derivatives: Whether it differentiates the likelihood twice, as only the dense solver allows throughout.
+    """
+
+    second_derivatives = False
 
     @abstractmethod
     def information(self, objective: Objective, evaluation: Evaluation) -> Tensor:
@@ -33,6 +39,8 @@ class Fisher(Direction):
 
 class Observed(Direction):
     """Observed information: Newton's method. Several factorisations for each parameter."""
+
+    second_derivatives = True
 
     def information(self, objective: Objective, evaluation: Evaluation) -> Tensor:
         return observed_information(evaluation, objective.loglik)

@@ -68,6 +68,9 @@ class Equations:
         M = self.Schur @ self.dense_G
         M.diagonal().add_(1.0)
         self.LU, self.pivots = torch.linalg.lu_factor(M)
+        swaps = (self.pivots != torch.arange(1, len(M) + 1, device=M.device)).sum()
+        if ((self.LU.diagonal() < 0).sum() + swaps) % 2:
+            raise torch.linalg.LinAlgError("I + S̃Ĝ has a negative determinant: a covariance of effects is indefinite.")
         return self.LU.diagonal().abs().log().sum()
 
     def apply_G(self, rhs: Tensor) -> Tensor:

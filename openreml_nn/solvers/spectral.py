@@ -218,10 +218,8 @@ class SpectralEvaluation(Evaluation):
             scales = self.problem.scales(theta)
             rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
                     for s in scales]  # fmt: skip
-        fixed = set(V.no_grad_index)
-        free = [k for k in range(len(theta)) if k not in fixed]
         zero = torch.zeros_like(theta)
-        return torch.stack([zero if row is None else row for row in rows])[:, free].to(self.z)
+        return torch.stack([zero if row is None else row for row in rows])[:, V.free_index].to(self.z)
 
     def inner(self, rhs: Tensor) -> Tensor:
         problem, p, Hc, z = self.problem, self.problem.p, self.Hc[:, None], self.z
