@@ -54,8 +54,8 @@ DEBUG = "OPENREML_NN_DEBUG"
 COMMANDS = ("fit", "validate", "predict")
 NOT_CONVERGED = 3
 HELP = (
-    "Linear mixed models by restricted maximum likelihood. Exit codes: 0 done, 1 a mistake in the data or the model, 2 a "
-    f"mistake in the options, {NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
+    "Linear mixed models by restricted maximum likelihood. Exit codes: 0 done, 1 a mistake in the data or the model, "
+    f"2 a mistake in the options, {NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
 )
 CALLBACKS = {
     "convergence": ConvergenceCallback,
@@ -146,7 +146,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs={name: parser for name in COMMANDS} | parser,
+                parser_kwargs=dict.fromkeys(COMMANDS, parser) | parser,
             )
         except Exception as error:
             if os.environ.get(DEBUG) or not is_mistake(error):

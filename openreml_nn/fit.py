@@ -170,7 +170,8 @@ def build_result(
         theta_cov = theta_covariance(V, held, known)
     if history:
         last = history[-1]
-        converged, reason = last.converged, last.reason or f"the limit of {last.iteration} steps was reached"
+        limit = f"the limit of {last.iteration} step{'s' * (last.iteration != 1)} was reached"
+        converged, reason = last.converged, last.reason or limit
     return FitResult(
         objective, evaluation, converged, reason, history, theta_cov, tuple(held.tolist()), tuple(V.no_grad_index),
         x_names, seconds,

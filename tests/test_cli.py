@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from openreml_nn.cli import is_mistake, main
+from openreml_nn.cli import is_mistake, main, nearest_option
+from openreml_nn.data import read_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALPHA = str(CONFIGS / "john_alpha.yaml")
@@ -70,20 +71,42 @@ def test_fit_validate_predict(tmp_path, capsys):
     known, new = table["std_error"]
     assert new**2 > variance["gen/sigma^2"] > known**2
 
+    assert path == folder / "predictions.csv"
+
     code, told = error(capsys, "predict", "--config", ALPHA, "--ckpt_path", checkpoint)
     assert (code, "predict_table" in told) == (1, True)
+    drop = ["--data.table", "fewer.csv", "--data.predict_table", "new.csv", "--predictions.folder", "given"]
+    read_table("john_alpha").iloc[1:].to_csv("fewer.csv", index=False)
+    code, told = error(capsys, "predict", "--config", ALPHA, "--ckpt_path", checkpoint, *drop)
+    assert (code, "it had 72 rows, this table has 71" in told) == (1, True)
+    assert not Path("given").exists()
+    main(["predict", "--config", ALPHA, "--ckpt_path", checkpoint, *drop[2:]])
+    assert Path("given", "predictions.csv").read_text() == path.read_text()
+    assert [run.name for run in Path("runs", "john_alpha").iterdir()] == ["version_0"]
+    assert [entry.name for entry in Path("runs").iterdir()] == ["john_alpha"]
     code, told = error(capsys, "validate", "--config", str(CONFIGS / "sleepstudy.yaml"), "--ckpt_path", checkpoint)
     assert "checkpoint is of another model: it has the parameters ['gen/sigma^2'" in told
 
 
 def test_resume_and_limit(capsys):
-    main(["fit", "--config", ALPHA, "--trainer.max_epochs", "2", "--monitor.figures", "false"])
-    shown = capsys.readouterr()
-    assert "openreml-nn: warning: The fit was cut off after 2 steps" in shown.err
+    two = ["fit", "--config", ALPHA, "--trainer.max_epochs", "2", "--monitor.figures", "false"]
+    with pytest.raises(SystemExit) as end:
+        main(two)
+    assert end.value.code == 3
+    assert "openreml-nn: warning: The fit was cut off after 2 steps" in capsys.readouterr().err
     folder = Path("runs", "john_alpha")
     assert json.loads((folder / "version_0" / "fit.json").read_text())["converged"] is False
-    main(["fit", "--config", ALPHA, "--ckpt_path", str(folder / "version_0" / "checkpoints" / "last.ckpt")])
-    record = json.loads((folder / "version_1" / "fit.json").read_text())
+    checkpoint = str(folder / "version_0" / "checkpoints" / "last.ckpt")
+    with pytest.raises(SystemExit) as end:
+        main([*two, "--ckpt_path", checkpoint])
+    assert end.value.code == 3
+    shown = capsys.readouterr()
+    assert "openreml-nn: warning: No step was made: the checkpoint already has 2 steps." in shown.err
+    assert "NOT CONVERGED after 2 steps" in shown.out
+    a, b = (json.loads((folder / f"version_{i}" / "fit.json").read_text()) for i in (0, 1))
+    assert a["loglik"] == b["loglik"]
+    main(["fit", "--config", ALPHA, "--ckpt_path", checkpoint])
+    record = json.loads((folder / "version_2" / "fit.json").read_text())
     assert record["converged"] is True
     assert record["iterations"] == 6
 
@@ -99,7 +122,7 @@ def test_written_configuration_runs_again(capsys):
 
 def test_optimizer_and_control_from_the_command_line(capsys):
     main([
-        "fit", "--config", ALPHA, "--model.objective", "ML", "--model.optimizer", "torch.optim.LBFGS",
+        "fit", "--config", ALPHA, "--model.objective", "ml", "--model.optimizer", "torch.optim.LBFGS",
         "--model.optimizer.line_search_fn", "strong_wolfe", "--monitor.figures", "false",
     ])  # fmt: skip
     shown = capsys.readouterr().out
@@ -120,9 +143,17 @@ def test_unknown_keys(capsys):
     Path("bad.yaml").write_text(text.replace("random:", "randm:"))
     code, told = error(capsys, "fit", "--config", "bad.yaml")
     assert code == 2
-    assert "'data.randm.gen'" in told
-    code, told = error(capsys, "fit", "--config", ALPHA, "--trainer.max_epocs", "3")
-    assert (code, "--trainer.max_epocs" in told) == (2, True)
+    assert told.endswith("'data.randm.gen'; did you mean 'data.random'?")
+    Path("bad.yaml").write_text(text.replace("data:", "dta:"))
+    code, told = error(capsys, "fit", "--config", "bad.yaml")
+    assert (code, told.endswith("; did you mean 'data'?")) == (2, True)
+    for wrong, right in (("trainer.max_epocs", "trainer.max_epochs"), ("model.tolerence", "model.tolerance")):
+        code, told = error(capsys, "fit", "--config", ALPHA, f"--{wrong}", "3")
+        assert (code, told) == (2, f"unrecognized arguments: --{wrong} 3; did you mean '{right}'?")
+    code, told = error(capsys, "fit", "--data.fixed", "yield ~ 1")
+    assert (code, told) == (2, "the following arguments are required: --data.table")
+    assert nearest_option("nothing.like_it") is None
+    assert nearest_option("data.zzz") is None
 
 
 @pytest.mark.parametrize(
@@ -160,6 +191,9 @@ def test_mistakes_in_a_term(term, told, capsys):
         (["--data.fixed", "yield ~ repp"], ["'repp'", "did you mean 'rep'?"]),
         (["--data.table", "nofile.csv"], ["nofile.csv"]),
         (["--data.table", "john_alfa"], ["did you mean 'john_alpha'?"]),
+        (["--data.table", "orthodont_miss", "--data.fixed", "distance ~ age", "--data.random", "Subject"],
+         ["'distance' (12 rows)", "--data.missing drop"]),
+        (["--model.objective", "MAP"], ["`objective` must be 'REML', 'ML' or a class of objectives, got 'MAP'."]),
         (["--model.solver", "magic"], ["There is no solver 'magic'"]),
         (["--ckpt_path", "nofile.ckpt"], ["nofile.ckpt"]),
         (["--data.random", "[gen, plots]"], ["'plots'", "did you mean 'plot'?"]),
@@ -199,3 +233,4 @@ def test_help(capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert all(command in shown for command in ("fit", "validate", "predict"))
+    assert "3 a fit that did not converge" in " ".join(shown.split())

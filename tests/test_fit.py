@@ -73,7 +73,7 @@ def test_maximum_likelihood() -> None:
     result = fitted("sleepstudy", method="ML")
     assert f"{result.loglik:.4f}" == "-875.9697"
     np.testing.assert_allclose(result.variance["estimate"], [565.516, 11.055, 32.682, 654.941], rtol=1e-4)
-    batch = fitted("dyestuff", method="ML")
+    batch = fitted("dyestuff", method="ml")
     assert f"{batch.loglik:.4f}" == "-163.6635"
     np.testing.assert_allclose(batch.variance["estimate"], [1388.33, 2451.25], rtol=1e-5)
     assert "by ML" in batch.summary()
@@ -121,7 +121,8 @@ def test_evaluation_is_at_the_estimates_even_if_the_last_trial_was_rejected() ->
     model = MODELS["sleepstudy"]()
     for most in range(1, 8):
         model.V.set_theta(torch.tensor([4.0, -1.0, -2.0, 1.0], dtype=torch.float64))
-        result = fit(model.V, model.y, model.X, max_steps=most, tolerance=1e-30)
+        with pytest.warns(UserWarning, match=f"The fit did not converge: the limit of {most} step"):
+            result = fit(model.V, model.y, model.X, max_steps=most, tolerance=1e-30)
         assert torch.equal(result.evaluation.theta.detach(), model.V.theta.detach())
         assert result.loglik == pytest.approx(result.history[-1].loglik, abs=1e-9)
 

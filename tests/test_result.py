@@ -139,7 +139,8 @@ def test_fixed_parameter_does_not_move_the_names_of_others() -> None:
     Z = DummyMatrix([0, 1, 2] * 10)
     model = Sum(a=CovariancePropagation(Z, V), residual=ScalarMatrix(30))
     V.set_no_grad([1])
-    table = fit(model, y, start="current", max_steps=1).variance
+    with pytest.warns(UserWarning, match="did not converge"):
+        table = fit(model, y, start="current", max_steps=1).variance
     assert table["estimate"][1] == pytest.approx(2.0)
     assert table["fixed"].tolist() == [False, True, False, False]
 
@@ -250,8 +251,9 @@ def test_summary_of_a_boundary_and_of_a_fit_that_did_not_end(dyestuff2: FitResul
     row = next(line for line in text.splitlines() if line.strip().startswith("Batch/sigma^2"))
     assert row.split()[1:] == ["0", "-", "0.0", "%", "boundary"]
     model = MixedModel("sleepstudy", "Reaction ~ Days", random={"Subject": Term("Subject", "1 + Days")})
-    short = fit(model.V, model.y, model.X, max_steps=1)
-    assert "NOT CONVERGED after 1 step: the limit of 1 steps was reached." in short.summary()
+    with pytest.warns(UserWarning, match="did not converge: the limit of 1 step was reached"):
+        short = fit(model.V, model.y, model.X, max_steps=1)
+    assert "NOT CONVERGED after 1 step: the limit of 1 step was reached." in short.summary()
 
 
 def test_result_is_a_value(alpha: FitResult) -> None:

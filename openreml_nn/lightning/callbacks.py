@@ -93,8 +93,8 @@ class PredictionFiles(Callback):
     """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``std_error``.
 
     Args:
-        folder: Where to write; the Trainer's log folder when left out. On the command line the folder of the run that the
-            checkpoint belongs to.
+        folder: Where to write; the Trainer's log folder when left out, on the command line the folder of the run that
+            the checkpoint belongs to.
         verbose: Print the path.
     """
 

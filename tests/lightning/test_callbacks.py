@@ -1,12 +1,20 @@
 """What a fit stops at, prints and writes."""
 
+import dataclasses
+import functools
 import json
+import warnings
 
 import pandas as pd
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from openreml_nn.lightning import ConvergenceCallback, PredictionFiles, REMLModule, ResultFiles
+from openreml_nn.optim import Progress
 from openreml_nn.report import FILES
+
+PROGRESS = Progress(1, 0.0, 1.0, 1.0, 1.0, 1.0, 1, 1.0, (0,), False, False, "")
 
 
 def test_stops_with_the_reason(data, trainer, capsys):
@@ -31,6 +39,46 @@ def test_says_when_it_was_cut_off(data, trainer, tmp_path):
     record = json.loads((tmp_path / "fit.json").read_text())
     assert record["converged"] is False
     assert record["reason"] == "the limit of 2 steps was reached"
+
+
+@pytest.mark.filterwarnings("ignore:The fit was cut off:UserWarning", "ignore:Checkpoint directory:UserWarning")
+@pytest.mark.parametrize(("steps", "converged"), [(2, False), (6, True)])
+def test_a_checkpoint_without_steps_left(steps, converged, data, trainer, tmp_path, capsys):
+    def run(folder):
+        keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+        callbacks = [ConvergenceCallback(), ResultFiles(tmp_path / folder), keep]
+        return trainer(max_epochs=steps, enable_checkpointing=True, callbacks=callbacks)
+
+    run("first").fit(REMLModule(data().covariance), data())
+    capsys.readouterr()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run("again").fit(REMLModule(data().covariance), data(), ckpt_path=tmp_path / "last.ckpt")
+    said = capsys.readouterr().out + "\n".join(str(warning.message) for warning in told)
+    assert f"No step was made: the checkpoint already has {steps} steps" in said
+    assert f"Results: {tmp_path / 'again'}" in said
+    first, again = (json.loads((tmp_path / folder / "fit.json").read_text()) for folder in ("first", "again"))
+    assert again["converged"] is converged
+    assert (again["loglik"], again["iterations"]) == (first["loglik"], steps)
+
+
+@pytest.mark.filterwarnings("ignore:The fit was cut off:UserWarning")
+def test_steps_of_another_optimizer(data, trainer, capsys):
+    module = REMLModule(data().covariance, optimizer=functools.partial(torch.optim.Adam, lr=0.1))
+    trainer(max_epochs=2, callbacks=[ConvergenceCallback(verbose=True)]).fit(module, data())
+    assert all(line.endswith("  (before the step)") for line in capsys.readouterr().out.splitlines())
+    module = REMLModule(data().covariance, optimizer=functools.partial(torch.optim.Adam, lr=0.1), tolerance=1e-4)
+    trainer(callbacks=[ConvergenceCallback(verbose=True)]).fit(module, data())
+    *_, last, _ = capsys.readouterr().out.splitlines()
+    assert f"log-likelihood {module.result().loglik:.6f}  decrement" in last
+    assert not last.endswith("(before the step)")
+
+
+def test_says_why_it_did_not_converge(data, trainer):
+    module = REMLModule(data().covariance)
+    module.history = [dataclasses.replace(PROGRESS, done=True, converged=False, reason="no step raises it")]
+    with pytest.warns(UserWarning, match="The fit did not converge: no step raises it."):
+        ConvergenceCallback().on_train_end(trainer(), module)
 
 
 def test_writes_results(data, trainer, tmp_path, capsys):
