@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 def bandwidth_for(n: int) -> int:
     """Subdiagonals of B: more make the reduction faster and each evaluation slower."""
-    return min(n - 1, 32 if n < 3000 else 32)
+    return min(n - 1, 32 if n < 3000 else 48 if n < 6000 else 64)
 
 
 def reduce_to_band(A: Tensor, w: int) -> tuple[np.ndarray, list[Panel]]:
