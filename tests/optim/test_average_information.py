@@ -143,7 +143,8 @@ def fit_model(model: MixedModel, **options: Any) -> FitResult:
 
 def test_limit_of_steps(problem_of: ProblemOf) -> None:
     V, y, X = problem_of("sleepstudy")
-    result = fit(V, y, X, max_steps=2)
+    with pytest.warns(UserWarning, match="The fit did not converge: the limit of 2 steps was reached"):
+        result = fit(V, y, X, max_steps=2)
     assert not result.converged
     assert result.n_iter == 2
     assert result.reason == "the limit of 2 steps was reached"
@@ -254,7 +255,8 @@ def test_fixed_steps(problem_of: ProblemOf) -> None:
     short = fit(V, y, X, start=best.theta + 0.1, control=FixedStep(0.5))
     assert short.loglik == pytest.approx(best.loglik, abs=1e-6)
     assert short.n_iter > result.n_iter
-    far = fit(V, y, X, start=best.theta + torch.tensor([0.0, 0.0, 4.0]), control=FixedStep(50.0))
+    with pytest.warns(UserWarning, match="The fit did not converge: no step raises the likelihood"):
+        far = fit(V, y, X, start=best.theta + torch.tensor([0.0, 0.0, 4.0]), control=FixedStep(50.0))
     assert not far.converged
     assert "no step raises the likelihood" in far.reason
 

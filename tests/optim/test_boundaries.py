@@ -156,7 +156,8 @@ def test_no_finite_maximum_is_not_converged() -> None:
     x = np.arange(40.0)
     y = torch.tensor(3.0 * x + np.random.default_rng(3).normal(size=40))
     for V in (Sum(field=ExponentialMatrix(x), residual=ScalarMatrix(40)), AR1Matrix(40)):
-        result = fit(V, y)
+        with pytest.warns(UserWarning, match="The fit did not converge"):
+            result = fit(V, y)
         assert not result.converged
         assert "no finite maximum" in result.reason or "no step raises" in result.reason
         assert "NOT CONVERGED" in result.summary()
