@@ -4,6 +4,7 @@ from openreml_nn.solvers.auto import SOLVERS, Choice, choose_solver
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.dense import DenseSolver
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
+from openreml_nn.solvers.reductions import reduce_factor, reduce_kernel
 from openreml_nn.solvers.terms import RandomTerm, random_terms
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "choose_solver",
     "prepare_fixed_effects",
     "random_terms",
+    "reduce_factor",
+    "reduce_kernel",
 ]
