@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.covariance.structures.incidence import IncidenceMatrix, pairs_within
+from openreml_nn.covariance.structures.incidence import IncidenceMatrix
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
 
@@ -94,13 +94,11 @@ class SparseCoupling(Coupling):
 
     def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int]) -> None:
         self.level, self.column, self.value, self.shape = level, column, value, shape
-        left, right = pairs_within(level, shape[1])
-        low = column[left] >= column[right]  # the lower triangle of the rest
-        left, right = left[low], right[low]
+        left, right = _pairs_below(level, shape[1])  # of columns in order: the lower triangle of the rest
         self.pair_level = level[left]
         self.place = column[left] * shape[2] + column[right]
         self.product = value[:, None, left] * value[None, :, right]
-        self.both = self.product * torch.where(column[left] == column[right], 1.0, 2.0).to(value)  # of both triangles
+        self.both = torch.where(left == right, self.product, 2.0 * self.product)  # of both triangles
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         part = sum(v * block[:, self.level] for v, block in zip(self.value, blocks, strict=True))
@@ -113,8 +111,8 @@ class SparseCoupling(Coupling):
 
     def schur(self, K: Tensor) -> Tensor:
         q = self.shape[2]
-        part = (self.product * K[:, :, self.pair_level]).sum((0, 1))
-        lower = _sum_at(self.place, part, q * q).reshape(q, q)
+        part = (self.product * K[:, :, self.pair_level]).flatten(0, 1)
+        lower = _sum_at(self.place, part[0] if len(part) == 1 else part.sum(0), q * q).reshape(q, q)
         return lower + lower.tril(-1).mT
 
     def within(self, Phi: Tensor) -> Tensor:
@@ -153,6 +151,17 @@ def cross_products(
         rest_F=torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, F.shape[1])),
         FF=F.mT @ weighted,
     )
+
+
+def _pairs_below(level: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions (i, j), j ≤ i, of the same level, for levels in order."""
+    sizes = torch.bincount(level, minlength=count)
+    position = torch.arange(len(level), device=level.device)
+    start = (sizes.cumsum(0) - sizes)[level]  # of the level of each position
+    pairs = position - start + 1  # of each position with those up to it
+    left = position.repeat_interleave(pairs)
+    shift = start - (pairs.cumsum(0) - pairs)
+    return left, torch.arange(len(left), device=level.device) + shift[left]
 
 
 def _sums(codes: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
