@@ -25,10 +25,15 @@ class ClosedForm(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                f"The {ctx.who} solver gives first derivatives only. For second derivatives take solver='dense'."
-            )
+        refuse_second_derivative(ctx.who)
         (g,) = grads
         own = [torch.tensordot(g, J, 1).to(dtype) for J, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
         return None, None, *([None] * len(own)), *own
+
+
+def refuse_second_derivative(who: str) -> None:
+    """Raise a NotImplementedError in the backward pass of a solver of this name that is itself differentiated."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"The {who} solver gives first derivatives only. For second derivatives take solver='dense'."
+        )

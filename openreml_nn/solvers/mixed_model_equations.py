@@ -18,7 +18,7 @@ from torch.autograd import Function
 from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, ScalarMatrix
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free
-from openreml_nn.solvers.closed_form import ClosedForm
+from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations
@@ -108,6 +108,8 @@ class MixedModelProblem(Problem):
     def __init__(self, V: Matrix, fixed: FixedEffects) -> None:
         super().__init__(V, fixed)
         self.plan = Plan.of(V)
+        terms = propagated_terms(V, V.theta.detach())
+        self.names, self.sizes = [term.name for term in terms], [term.Z.shape[1] for term in terms]
         q = self.plan.size_of_rest
         require_memory(8 * 6 * q * q, fixed.e.device, f"The dense part of {q} effects ({q} x {q})")
         self.weight = self._weight(fixed.e)
@@ -154,10 +156,7 @@ class _Terms(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "The mixed-model equations are once differentiable. For second derivatives take solver='dense'."
-            )
+        refuse_second_derivative(MixedModelEquationsSolver.name)
         sigma2, first, rest = ctx.equations.gradients(*grads)
         return None, sigma2, first, *rest
 
@@ -208,11 +207,13 @@ class MixedModelEvaluation(Evaluation):
         s, _, L = self.equations.products.first.shape
         return effects.reshape(s, L, effects.shape[1]).transpose(1, 2)
 
+    def _by_term(self, effects: Tensor) -> list[Tensor]:
+        """Rows of all terms, in the order of V, as one piece for each term."""
+        return list(effects.split(self.problem.sizes)) if self.problem.sizes else []
+
     def _split(self, effects: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of all terms, in the order of V, as those of the first term by level and those of the rest."""
-        sizes = [term.Z.shape[1] for term in propagated_terms(self.problem.V, self.theta)]
-        parts = list(effects.split(sizes)) if sizes else []
-        plan = self.problem.plan
+        parts, plan = self._by_term(effects), self.problem.plan
         first = parts[plan.first_index] if plan.first is not None else effects[:0]
         rest = [parts[i] for i in plan.rest_index]
         return self._by_level(first), torch.cat(rest) if rest else effects[:0]
@@ -239,9 +240,8 @@ class MixedModelEvaluation(Evaluation):
         V, b = self.problem.V, self._Pe()
 
         def scaled(theta: Tensor) -> Tensor:
-            terms = propagated_terms(V, theta)
-            pieces = b.split([term.Z.shape[1] for term in terms]) if terms else []
-            effects = [term.G.matmul(term.G_params, own)[:, 0] for term, own in zip(terms, pieces, strict=True)]
+            pairs = zip(propagated_terms(V, theta), self._by_term(b), strict=True)
+            effects = [term.G.matmul(term.G_params, own)[:, 0] for term, own in pairs]
             return torch.cat([*effects, self.problem.sigma2(theta)[None]])
 
         moved = along_free(V, self.theta, scaled)
@@ -266,13 +266,10 @@ class MixedModelEvaluation(Evaluation):
     # ---- effects and their variances ---------------------------------------------------------------------------------
 
     def ZtPy(self, term: RandomTerm) -> Tensor:
-        names = [t.name for t in propagated_terms(self.problem.V, self.theta)]
-        sizes = [t.Z.shape[1] for t in propagated_terms(self.problem.V, self.theta)]
-        return self._Pe()[:, 0].split(sizes)[names.index(term.name)]
+        return self._by_term(self._Pe()[:, 0])[self.problem.names.index(term.name)]
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
-        names = [t.name for t in propagated_terms(self.problem.V, self.theta)]
-        plan, place = self.problem.plan, names.index(term.name)
+        plan, place = self.problem.plan, self.problem.names.index(term.name)
         first, rest = self.equations.projected_blocks()
         sigma2 = self.equations.sigma2
         if place == plan.first_index:
@@ -299,9 +296,8 @@ class MixedModelEvaluation(Evaluation):
 
     def _residual(self, rows: Tensor, b: Tensor) -> Tensor:
         """R⁻¹ (``rows`` − Σ Z G b), b = B'V⁻¹ ``rows``."""
-        terms = propagated_terms(self.problem.V, self.theta.detach())
         left = rows
-        for term, own in zip(terms, b.split([t.Z.shape[1] for t in terms]) if terms else (), strict=True):
+        for term, own in zip(propagated_terms(self.problem.V, self.theta.detach()), self._by_term(b), strict=True):
             left = left - term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, own))
         weight = self.problem.weight
         return (left if weight is None else weight[:, None] * left) / self.equations.sigma2
