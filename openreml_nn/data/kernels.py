@@ -56,11 +56,11 @@ class Kernel:
             ValueError: A level is not in the kernel; it is named.
         """
         if levels.labels == self.labels:
-            return KnownMatrix(self.K)
+            return KnownMatrix(self.K, checked=True)
         place = {label: i for i, label in enumerate(self.labels)}
         self.require(levels.labels)
         index = torch.tensor([place[label] for label in levels.labels])
-        return KnownMatrix(self.K[index][:, index])
+        return KnownMatrix(self.K[index][:, index], checked=True)
 
     def require(self, labels: list[str]) -> None:
         """Raise a ValueError that names the labels that are not in the kernel, if there are any."""

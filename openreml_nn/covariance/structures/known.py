@@ -17,6 +17,7 @@ class KnownMatrix(Matrix):
         K: Tensor or array-like of shape (n, n).
         trans: Transform of σ².
         start: Start value of σ².
+        checked: K has passed ``check_kernel``, or is a principal part of one that has, and is not looked at again.
 
     Raises:
         ValueError: K is not square, finite, symmetric or positive semi-definite.
@@ -29,8 +30,11 @@ class KnownMatrix(Matrix):
 
     K: Tensor
 
-    def __init__(self, K: Any, trans: Transform | None = None, *, start: Any = None) -> None:
-        K = check_kernel(tensor_of(K).detach().to(torch.float64))
+    def __init__(
+        self, K: Any, trans: Transform | None = None, *, start: Any = None, checked: bool = False
+    ) -> None:
+        K = tensor_of(K).detach().to(torch.float64)
+        K = K if checked else check_kernel(K)
         super().__init__((len(K), len(K)), ["sigma^2"], [trans or TransformExpPow2()], start=start)
         self.register_buffer("K", K, persistent=False)
 
