@@ -1,8 +1,9 @@
 """The command line: ``openreml-nn fit|validate|predict --config model.yaml``, on LightningCLI.
 
-The exit code is 0 after a fit that converged, 1 for a mistake in the data or the model, 2 for one in the options, and 3
-after a fit that did not converge, whose results are written all the same. A mistake is one line on stderr; with the
-environment variable ``OPENREML_NN_DEBUG`` set to anything, it is a traceback.
+The exit code is 0 after a fit that converged, 1 for a mistake in the data or the model or a file that cannot be
+written, 2 for a mistake in the options, 3 after a fit that did not converge, whose results are written all the same,
+and 130 after Ctrl-C. A mistake is one line on stderr; with the environment variable ``OPENREML_NN_DEBUG`` set to
+anything, it is a traceback.
 """
 
 import logging
@@ -27,13 +28,16 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.distributed import DistNetworkError
 
 from openreml_nn.lightning import (
     ConvergenceCallback,
     MixedModelDataModule,
     PredictionFiles,
+    RandomState,
     REMLModule,
     ResultFiles,
+    SafeCheckpointIO,
     TensorBoardMonitor,
 )
 
@@ -52,7 +56,7 @@ _FRAME = re.compile(
 )
 DEBUG = "OPENREML_NN_DEBUG"
 COMMANDS = ("fit", "validate", "predict")
-NOT_CONVERGED = 3
+NOT_CONVERGED, INTERRUPTED = 3, 130
 HELP = (
     "Linear mixed models by restricted maximum likelihood. Exit codes: 0 done, 1 a mistake in the data or the model, "
     f"2 a mistake in the options, {NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
@@ -63,6 +67,7 @@ CALLBACKS = {
     "predictions": PredictionFiles,
     "monitor": TensorBoardMonitor,
     "checkpoint": ModelCheckpoint,
+    "random_state": RandomState,
 }
 
 
@@ -120,6 +125,7 @@ def trainer_defaults() -> dict[str, Any]:
         "max_epochs": 200,
         "log_every_n_steps": 1,
         "logger": logger,
+        "plugins": [{"class_path": f"{SafeCheckpointIO.__module__}.{SafeCheckpointIO.__name__}"}],
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
@@ -132,8 +138,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command and its options; those of the process when left out.
 
     Raises:
-        SystemExit: With code 2 for a mistake in the options, 1 for one in the data or the model, 3 where a fit did not
-            converge.
+        SystemExit: With code 2 for a mistake in the options, 1 for one in the data, the model or the files, 3 where a
+            fit did not converge, 130 after Ctrl-C.
     """
     parser = {"exit_on_error": False, "description": HELP}
     with quiet():
@@ -153,13 +159,19 @@ def main(args: Sequence[str] | None = None) -> None:
                 raise
             print(f"openreml-nn: error: {message(error)}", file=sys.stderr)
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise SystemExit(INTERRUPTED) from None
+            raise
     if cli.subcommand == "fit" and not cli.model.converged:
         raise SystemExit(NOT_CONVERGED)
 
 
 def is_mistake(error: BaseException) -> bool:
     """Whether an error is one of the user, raised on purpose by this package, and not a defect of a program."""
-    if isinstance(error, (ArgumentError, FileNotFoundError, MemoryError, MisconfigurationException)):
+    if isinstance(error, (ArgumentError, MemoryError, MisconfigurationException, DistNetworkError)):
+        return True
+    if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
         return True
     if not isinstance(error, (ValueError, KeyError, TypeError)):
         return False
@@ -171,6 +183,8 @@ def is_mistake(error: BaseException) -> bool:
 def message(error: BaseException) -> str:
     """What an error says, on one line; a KeyError without its quotes, and where no type fits, what is wrong."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     told = _what_is_wrong(text) if _NO_TYPE in text else text
     if isinstance(error, ArgumentError):
         told = _REQUIRED.sub(lambda found: _COMMAND.sub("--", found[0]), told)

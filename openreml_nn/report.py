@@ -5,9 +5,10 @@ import math
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from openreml_nn.result import FitResult
 
@@ -65,10 +66,27 @@ def write_result(result: FitResult, folder: str | Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file so that another process sees the old one or the new one, never a part."""
+    return write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool = True) -> Path:
+    """Let ``write`` fill a file beside ``path``, and move it there when it is complete.
+
+    Args:
+        path: Where the file is to be.
+        write: Writes into the open file that it is given.
+        sync: Wait until it is on the disk, so that it also outlives a machine that stops.
+
+    Raises:
+        OSError: It cannot be written; what was there before is untouched.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -1,8 +1,12 @@
 """The command line: a fit, its validation and its predictions; one clear error for each mistake."""
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from openreml_nn.cli import is_mistake, main, nearest_option
 from openreml_nn.data import read_table
+from openreml_nn.lightning import REMLModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALPHA = str(CONFIGS / "john_alpha.yaml")
@@ -213,6 +218,40 @@ def test_missing_files_and_checkpoints(capsys):
         code, told = error(capsys, command, "--config", ALPHA)
         assert (code, told) == (1, f"`{command}` needs the checkpoint of a fit: --ckpt_path FILE.")
     assert error(capsys)[0] == 2
+
+
+def test_files_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    code, told = error(capsys, "fit", "--config", ALPHA, "--results.folder", "file/runs")
+    assert (code, told) == (1, "Not a directory: file/runs")
+
+    def full(*args, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    code, told = error(capsys, "fit", "--config", ALPHA)
+    assert (code, told) == (1, "No space left on device")
+    assert not list(tmp_path.rglob("fit.json"))
+
+
+def test_interrupt(tmp_path, capsys, monkeypatch):
+    def interrupt(module, batch, batch_idx, step=REMLModule.training_step):
+        if module.progress is not None and module.progress.iteration == 2:
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(REMLModule, "training_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["fit", "--config", ALPHA])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert end.value.code == 130
+    folder = Path("runs", "john_alpha", "version_0")
+    assert "interrupted after 2 complete steps. It goes on from the checkpoint" in capsys.readouterr().out
+    assert json.loads((folder / "fit.json").read_text())["converged"] is False
+    assert (folder / "checkpoints" / "last.ckpt").exists()
 
 
 def test_debug_gives_the_traceback(monkeypatch):

@@ -2,6 +2,7 @@
 
 from openreml_nn.lightning.batches import Batch, NewRowsBatch
 from openreml_nn.lightning.callbacks import ConvergenceCallback, PredictionFiles, ResultFiles
+from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO
 from openreml_nn.lightning.data import MixedModelDataModule
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.lightning.monitor import TensorBoardMonitor
@@ -13,6 +14,8 @@ __all__ = [
     "NewRowsBatch",
     "PredictionFiles",
     "REMLModule",
+    "RandomState",
     "ResultFiles",
+    "SafeCheckpointIO",
     "TensorBoardMonitor",
 ]

@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.report import write_result, write_text
@@ -64,7 +66,9 @@ class ConvergenceCallback(Callback):
 class ResultFiles(Callback):
     """Writes the fit into the log folder when it ends, and prints its summary.
 
-    The files are ``variance_parameters.csv``, ``fixed_effects.csv``, ``random_effects.csv`` and ``fit.json``.
+    The files are ``variance_parameters.csv``, ``fixed_effects.csv``, ``random_effects.csv`` and ``fit.json``. After
+    Ctrl-C they hold the last complete step, as a fit that did not converge; the checkpoint of that step is the
+    ``ModelCheckpoint``'s. On several processes, which may stand at different steps then, nothing is written.
 
     Args:
         folder: Where to write; the Trainer's log folder when left out.
@@ -81,8 +85,23 @@ class ResultFiles(Callback):
         if _reml(pl_module, self).idle:  # `on_train_end` is not called then
             self._write(trainer, pl_module)
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)) or not trainer.is_global_zero:
+            return
+        module = _reml(pl_module, self)
+        steps = module.progress.iteration if module.progress else 0
+        reason = f"interrupted after {steps} complete step{'s' * (steps != 1)}"
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        goes_on = f" It goes on from the checkpoint {checkpoint}" if checkpoint else ""
+        if module.progress is not None and trainer.world_size == 1 and not module.ended:
+            module.last_complete_step()
+            self._write(trainer, pl_module, reason)
+        print(f"The fit was {reason}.{goes_on}")
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str = "") -> None:
         folder, result = _log_folder(trainer, self.folder), _reml(pl_module, self).result()
+        if reason:
+            result = replace(result, converged=False, reason=reason)
         if trainer.is_global_zero:
             write_result(result, folder)
             if self.verbose:

@@ -154,6 +154,10 @@ class REMLModule(L.LightningModule):
                 evaluation = self._evaluation = self._problem.evaluate(theta)
             return build_result(self.objective, evaluation, self.history, self._x_names, self._seconds)
 
+    def last_complete_step(self) -> None:
+        """Take back a step that was cut off: the thetas are those after the last one in ``history``."""
+        self.covariance.set_theta(self._theta)
+
     def natural_scale(self) -> tuple[np.ndarray, np.ndarray]:
         """Estimates and standard errors of the variance parameters after the last step, as ``natural_names`` are."""
         V, k = self.covariance, self.covariance.num_params
