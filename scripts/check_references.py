@@ -1,21 +1,27 @@
 """Fit every model of a case file from its structured form and compare with the fits of other programs.
 
-    python scripts/check_references.py --cases FILE [--solver NAME] [--only NAME …] [--most-rows N]
+    python scripts/check_references.py --cases FILE [--solver NAME | all] [--only NAME …] [--most-rows N]
 
 A case file is a JSON list of data set, model in structured form and reference fit; data paths are relative to its
 folder. Each model is built from the structured form alone, fitted from its default start, and evaluated away from the
 optimum. The table shows matching digits: of ℓ (relative), the natural variance parameters (relative, small ones to
 1e-3 of the largest), β (in standard errors) and its standard errors, the BLUPs (relative to the largest of the term), ℓ
-and score at the probe, and the average information at the reference. Exit code 1 when a case falls short.
+and score at the probe, and the average information at the reference. With ``--solver all`` it has a column for each
+solver and the fewest of these digits. An exclamation mark stands where digits do not suffice. A case that a solver
+cannot take is told with its reason, and counts neither as passed nor as short. Exit code 1 when a case falls short.
 """
 
 import argparse
+import copy
 import json
+import logging
 import math
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +45,7 @@ from openreml_nn.covariance import (
 from openreml_nn.data import Kernel, MixedModel, Structure, Term, read_table
 from openreml_nn.fit import OBJECTIVES
 from openreml_nn.likelihood import average_information
+from openreml_nn.solvers import SOLVERS, Solver
 
 STRUCTURES: dict[str, Structure] = {
     "us": UnstructuredMatrix,
@@ -64,47 +71,120 @@ class Model:
     parameters: list[str | None]
 
 
+@dataclass
+class Outcome:
+    """What a solver made of a case.
+
+    Attributes:
+        case: Name of the case.
+        rows: Number of observations.
+        kind: ``"passed"``, ``"short"``, ``"cannot take"`` or ``"left out"``.
+        said: How the fit ended, or why there is none.
+        marks: Matching digits by quantity, with an exclamation mark where they do not suffice.
+        steps: Steps of the optimiser.
+        seconds: Of building, fitting and comparing.
+    """
+
+    case: str
+    rows: int
+    kind: str
+    said: str
+    marks: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = math.nan
+
+    @property
+    def line(self) -> str:
+        """A line of the table of one solver."""
+        start = f"{self.case:20}{self.rows:6d} "
+        if not self.marks:
+            return f"{start}{self.kind}: {self.said}"
+        cells = "".join(f"{self.marks[name]:>9}" for name in NEEDED)
+        return f"{start}{cells}{self.steps:7d}{self.seconds:8.2f}  {self.said}"
+
+    @property
+    def worst(self) -> str:
+        """The fewest matching digits, or what kind of outcome it is where there are none."""
+        digits = [float(mark.rstrip("!")) for mark in self.marks.values() if mark not in ("-", "free")]
+        return f"{min(digits):.1f}" + "!" * (self.kind == "short") if digits else self.kind
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, required=True)
-    parser.add_argument("--solver", default="auto")
+    parser.add_argument("--solver", default="auto", choices=["auto", *SOLVERS, "all"], metavar="NAME")
     parser.add_argument("--only", nargs="+", metavar="NAME")
-    parser.add_argument("--most-rows", type=int, default=8000, help="leave out larger cases (default 8000)")
+    parser.add_argument("--most-rows", type=int, default=8000,
+                        help="leave out larger cases for the dense solver (default 8000)")  # fmt: skip
     options = parser.parse_args()
     cases = json.loads(options.cases.read_text())
     unknown = set(options.only or []) - {case["name"] for case in cases}
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    logging.getLogger("openreml_nn").setLevel(logging.ERROR)  # columns of whole numbers, dropped rows
     chosen = [case for case in cases if not options.only or case["name"] in options.only]
-    print(f"{'case':20}{'n':>6} " + "".join(f"{name:>9}" for name in NEEDED) + "  steps seconds  ended")
-    short, passed = [], 0
+    solvers = ["auto", *SOLVERS] if options.solver == "all" else [options.solver]
+    tables: dict[str, list[Outcome]] = {solver: [] for solver in solvers}
+    print(header(solvers))
     for case in chosen:
-        if case["reference"]["n"] > options.most_rows:
-            print(f"{case['name']:20}{case['reference']['n']:6d} left out: more than {options.most_rows} rows")
-            continue
-        began = time.perf_counter()
-        try:
-            errors, result = check(case, options.cases.parent, options.solver)
-        except (ValueError, MemoryError) as error:
-            print(f"{case['name']:20}{case['reference']['n']:6d} FAILED: {error}", flush=True)
-            short.append(case["name"])
-            continue
-        tolerances = needed(case)
-        marks = [cell(errors.get(name), tolerances[name]) for name in NEEDED]
-        seconds = time.perf_counter() - began
-        bad = not result.converged or any(mark.endswith("!") for mark in marks)
-        short += [case["name"]] * bad
-        passed += not bad
-        print(f"{case['name']:20}{result.n:6d} " + "".join(f"{mark:>9}" for mark in marks)
-              + f"{result.n_iter:7d}{seconds:8.2f}  {result.reason}", flush=True)  # fmt: skip
-    print(f"{passed} passed, {len(short)} short" + (f": {', '.join(short)}" if short else ""))
-    return 1 if short else 0
+        for solver in solvers:
+            tables[solver].append(attempt(case, options.cases.parent, solver, options.most_rows))
+        last = [outcomes[-1] for outcomes in tables.values()]
+        wide = f"{last[0].case:20}{last[0].rows:6d} " + "".join(f"{outcome.worst:>23}" for outcome in last)
+        print(last[0].line if len(solvers) == 1 else wide, flush=True)
+    for solver, outcomes in tables.items():
+        print((f"{solver}: " if len(solvers) > 1 else "") + counts(outcomes))
+    return int(any(outcome.kind == "short" for outcomes in tables.values() for outcome in outcomes))
+
+
+def header(solvers: list[str]) -> str:
+    """Names of the columns."""
+    start = f"{'case':20}{'n':>6} "
+    if len(solvers) > 1:
+        return start + "".join(f"{solver:>23}" for solver in solvers)
+    return start + "".join(f"{name:>9}" for name in NEEDED) + "  steps seconds  ended"
+
+
+def counts(outcomes: Iterable[Outcome]) -> str:
+    """How many outcomes there are of each kind, and which cases are short."""
+    outcomes = list(outcomes)
+    kinds = Counter(outcome.kind for outcome in outcomes)
+    short = ", ".join(outcome.case for outcome in outcomes if outcome.kind == "short")
+    told = [f"{kinds['passed']} passed", f"{kinds['short']} short" + (f" ({short})" if short else "")]
+    return ", ".join(told + [f"{kinds[kind]} {kind}" for kind in ("cannot take", "left out") if kinds[kind]])
+
+
+def attempt(case: dict[str, Any], folder: Path, solver: str, most_rows: int) -> Outcome:
+    """Fit and compare a case, if the solver takes it."""
+    name, rows = case["name"], case["reference"]["n"]
+    if solver == "dense" and rows > most_rows:
+        return Outcome(name, rows, "left out", f"more than {most_rows} rows")
+    began = time.perf_counter()
+    reason = refusal(case, folder, solver)
+    if reason is not None:
+        return Outcome(name, rows, "cannot take", reason)
+    try:
+        errors, result = check(case, folder, solver)
+    except (ValueError, MemoryError) as error:
+        return Outcome(name, rows, "short", f"FAILED: {error}")
+    tolerances = needed(case)
+    marks = {name: cell(errors.get(name), tolerances[name]) for name in NEEDED}
+    bad = not result.converged or any(mark.endswith("!") for mark in marks.values())
+    seconds = time.perf_counter() - began
+    return Outcome(name, rows, "short" if bad else "passed", result.reason, marks, result.n_iter, seconds)
+
+
+def refusal(case: dict[str, Any], folder: Path, solver: str) -> str | None:
+    """Why a solver cannot take a case, None where it can."""
+    return None if solver == "auto" else SOLVERS[solver]().refusal(build(case, folder).data.V)
 
 
 def cell(error: float | None, tolerance: float) -> str:
     """Matching digits, marked where they do not suffice; a dash where the case has no such reference."""
     if error is None:
         return "-"
+    if math.isinf(tolerance):
+        return "free"
     digits = 16.0 if error == 0 else min(16.0, -math.log10(error)) if math.isfinite(error) else 0.0
     return f"{digits:.1f}" + ("" if error <= tolerance else "!")
 
@@ -127,6 +207,7 @@ def needed(case: dict[str, Any]) -> dict[str, float]:
 
 def build(case: dict[str, Any], folder: Path) -> Model:
     """The model of a case."""
+    case = copy.deepcopy(case)
     table = read_table(folder / case["data"])
     for column, levels in case["factors"].items():
         table[column] = pd.Categorical(table[column].astype("string"), categories=[str(level) for level in levels])
@@ -190,7 +271,7 @@ def parameters_of(term: dict[str, Any]) -> list[str | None]:
 # ---- comparison ------------------------------------------------------------------------------------------------------
 
 
-def check(case: dict[str, Any], folder: Path, solver: str) -> tuple[dict[str, float], FitResult]:
+def check(case: dict[str, Any], folder: Path, solver: str | Solver) -> tuple[dict[str, float], FitResult]:
     """Errors of a fit and of evaluations against the reference of a case."""
     model = build(case, folder)
     V, reference = model.data.V, case["reference"]

@@ -1,6 +1,7 @@
 """One kernel plus noise against the dense solver, on a table of kernels and designs; reductions that are used again."""
 
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,8 +21,7 @@ from openreml_nn.covariance import (
     Sum,
     UnstructuredMatrix,
 )
-from openreml_nn.likelihood import average_information, beta, beta_cov, blup, predict, prediction_error_variance
-from openreml_nn.solvers import NotPositiveDefinite, random_terms
+from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.solvers.reductions import BandReduction, SpectralDecomposition, reduce_factor, reduce_kernel
 from openreml_nn.solvers.spectral import SpectralProblem, SpectralSolver
 
@@ -45,7 +45,6 @@ ONCE = torch.randperm(N, generator=generator)
 FEW, MANY, CONSTANT = normal(N, 40), normal(N, 120), normal(N, 3)
 FEW[:, 7], FEW[:, 8] = FEW[:, 6], 0.0  # a marker twice, and one without variation
 X, y = torch.cat([torch.ones(N, 1, dtype=torch.float64), normal(N, 2)], dim=1), K @ normal(N) + normal(N) + 3.0
-PROBE = normal(N, 4)
 
 
 def over(Z: DummyMatrix | KhatriRaoMatrix | Tensor, G: KnownMatrix | ScalarMatrix | KroneckerProduct) -> Sum:
@@ -70,55 +69,29 @@ MODELS = {
 }
 
 
-def quantities(V: Sum, theta: Tensor, solver: str | SpectralSolver, objective: type[REML] | type[ML] = REML) -> dict:
-    theta = theta.clone().requires_grad_()
-    model = objective(V, solver)
-    evaluation = model.prepare(y, X).evaluate(theta)
-    loglik = model.loglik(evaluation)
-    loglik.backward()
-    assert theta.grad is not None
-    found = {
-        "loglik": loglik.detach(), "score": theta.grad, "AI": average_information(evaluation),
-        "beta": beta(evaluation), "beta_cov": beta_cov(evaluation), "Py": evaluation.Py,
-        "solve": evaluation.solve(PROBE), "project": evaluation.project(PROBE),
-        "diagonal": evaluation.inner_diagonal(PROBE),
-    }  # fmt: skip
-    terms = random_terms(V, theta.detach())
-    for term in terms:
-        found["blup"], found["pev"] = blup(evaluation, term), prediction_error_variance(evaluation, term)
-    found["prediction"], found["its variance"] = predict(evaluation, X, {term.name: term.Z for term in terms})
-    return found
-
-
-def assert_same(ours: dict[str, Tensor], dense: dict[str, Tensor], tolerance: float = 1e-9) -> None:
-    for key, value in dense.items():
-        near = tolerance * max(1.0, value.abs().max().item())
-        torch.testing.assert_close(ours[key], value, rtol=tolerance, atol=near, msg=f"{key} differs")
-
-
 @pytest.mark.parametrize("objective", [REML, ML])
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_dense(name: str, objective: type[REML] | type[ML]) -> None:
+def test_equals_dense(name: str, objective: type[REML] | type[ML], same_as_dense: Callable[..., None]) -> None:
     V = MODELS[name]
     for values in ([0.0] * V.num_params, [-0.8, *[0.3] * (V.num_params - 1)], [*[0.9] * (V.num_params - 1), -0.7]):
         theta = torch.tensor(values, dtype=torch.float64)
-        assert_same(quantities(V, theta, SpectralSolver(), objective), quantities(V, theta, "dense", objective))
+        same_as_dense(V, theta, y, X, SpectralSolver(), objective=objective)
 
 
 @pytest.mark.parametrize("name", ["labels in another order", "more records than labels", "fewer markers than rows"])
 @pytest.mark.parametrize("which", [0, 1])
-def test_variance_next_to_zero(name: str, which: int) -> None:
+def test_variance_next_to_zero(name: str, which: int, same_as_dense: Callable[..., None]) -> None:
     V = MODELS[name]
     theta = torch.tensor([0.3, 0.1], dtype=torch.float64)
     theta[which] = (-30.0, -5.0)[which]
-    assert_same(quantities(V, theta, SpectralSolver()), quantities(V, theta, "dense"), (1e-9, 1e-6)[which])
+    same_as_dense(V, theta, y, X, SpectralSolver(), tolerance=(1e-9, 1e-6)[which])
 
 
-def test_variance_of_zero() -> None:
+def test_variance_of_zero(same_as_dense: Callable[..., None]) -> None:
     V = MODELS["labels in another order"]
     for theta in ([-400.0, 0.2], [0.2, -400.0]):
         raw = torch.tensor(theta, dtype=torch.float64)
-        assert_same(quantities(V, raw, SpectralSolver()), quantities(V, raw, "dense"), 1e-7)
+        same_as_dense(V, raw, y, X, SpectralSolver(), tolerance=1e-7)
 
 
 def test_no_residual_variance() -> None:
@@ -165,14 +138,14 @@ def test_second_derivative_is_refused() -> None:
         torch.autograd.grad(loglik, theta, create_graph=True)
 
 
-def test_fixed_parameters() -> None:
+def test_fixed_parameters(same_as_dense: Callable[..., None]) -> None:
     V = Sum(g=CovariancePropagation(DummyMatrix(ONCE), KnownMatrix(K)), residual=IdentityMatrix(N))
     theta = torch.tensor([0.3], dtype=torch.float64)
-    assert_same(quantities(V, theta, SpectralSolver()), quantities(V, theta, "dense"))
+    same_as_dense(V, theta, y, X, SpectralSolver())
     held = Sum(g=CovariancePropagation(DummyMatrix(ONCE), KnownMatrix(K)), residual=ScalarMatrix(N))
     held.set_no_grad(1)
     theta = torch.tensor([0.3, 0.1], dtype=torch.float64)
-    assert_same(quantities(held, theta, SpectralSolver()), quantities(held, theta, "dense"))
+    same_as_dense(held, theta, y, X, SpectralSolver())
 
 
 @pytest.mark.parametrize("name", ["singular kernel", "more records than labels", "fewer markers than rows"])
@@ -191,7 +164,7 @@ def test_fit_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("eigenvectors", [False, True])
 @pytest.mark.parametrize("name", ["labels in another order", "labels without records", "more records than labels",
                                   "fewer markers than rows", "more markers than rows"])  # fmt: skip
-def test_reduction_serves_again(name: str, eigenvectors: bool) -> None:
+def test_reduction_serves_again(name: str, eigenvectors: bool, same_as_dense: Callable[..., None]) -> None:
     V = MODELS[name]
     term = V.operand("g")
     assert isinstance(term, CovariancePropagation)
@@ -204,7 +177,7 @@ def test_reduction_serves_again(name: str, eigenvectors: bool) -> None:
     solver, theta = SpectralSolver(reduction), torch.tensor([0.1, -0.2], dtype=torch.float64)
     problem = solver.prepare(V, y, X)
     assert problem.reduction is reduction
-    assert_same(quantities(V, theta, solver), quantities(V, theta, "dense"))
+    same_as_dense(V, theta, y, X, solver)
     response = normal(N)
     ours, dense = (REML(V, s)(response, X[:, :2], theta) for s in (solver, "dense"))
     torch.testing.assert_close(ours, dense, rtol=1e-10, atol=0.0)

@@ -1,11 +1,7 @@
 """Several traits of related individuals against the dense solver, on a table of structures; refusals and references."""
 
-import importlib.util
-import json
 import pickle
-import sys
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,10 +26,8 @@ from openreml_nn.covariance import (
     Sum,
     UnstructuredMatrix,
 )
-from openreml_nn.likelihood import average_information, beta, beta_cov, blup, predict, prediction_error_variance
-from openreml_nn.solvers import NotPositiveDefinite, Solver, random_terms
+from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.solvers.reductions import reduce_kernel
-from openreml_nn.solvers.spectral import SpectralSolver
 from openreml_nn.solvers.spectral_traits import SpectralTraitsProblem, SpectralTraitsSolver
 
 INDIVIDUALS, TRAITS = 14, 3
@@ -56,7 +50,7 @@ ORDER = torch.randperm(N, generator=generator)
 ANIMAL = torch.arange(INDIVIDUALS).repeat_interleave(TRAITS)[ORDER]
 TRAIT = torch.arange(TRAITS).repeat(INDIVIDUALS)[ORDER]
 INDICATORS = one_hot(TRAIT, TRAITS).to(torch.float64)
-X, y, PROBE = torch.cat([INDICATORS, normal(N, 1)], dim=1), normal(N) + TRAIT, normal(N, 4)
+X, y = torch.cat([INDICATORS, normal(N, 1)], dim=1), normal(N) + TRAIT
 A, WIDER = kernel(INDIVIDUALS, 20), kernel(INDIVIDUALS + 4, 25)
 NAMES = ["r", "s", "t"]
 
@@ -103,45 +97,19 @@ MODELS = {
 }
 
 
-def quantities(V: Sum, theta: Tensor, solver: str | Solver, objective: type[REML] | type[ML] = REML) -> dict:
-    theta = theta.clone().requires_grad_()
-    model = objective(V, solver)
-    evaluation = model.prepare(y, X).evaluate(theta)
-    loglik = model.loglik(evaluation)
-    loglik.backward()
-    assert theta.grad is not None
-    found = {
-        "loglik": loglik.detach(), "score": theta.grad, "AI": average_information(evaluation),
-        "beta": beta(evaluation), "beta_cov": beta_cov(evaluation), "Py": evaluation.Py,
-        "solve": evaluation.solve(PROBE), "project": evaluation.project(PROBE),
-        "diagonal": evaluation.inner_diagonal(PROBE),
-    }  # fmt: skip
-    terms = random_terms(V, theta.detach())
-    for term in terms:
-        found["blup"], found["pev"] = blup(evaluation, term), prediction_error_variance(evaluation, term)
-    found["prediction"], found["its variance"] = predict(evaluation, X, {term.name: term.Z for term in terms})
-    return found
-
-
-def assert_same(ours: dict[str, Tensor], dense: dict[str, Tensor], tolerance: float = 1e-9) -> None:
-    for key, value in dense.items():
-        near = tolerance * max(1.0, value.abs().max().item())
-        torch.testing.assert_close(ours[key], value, rtol=tolerance, atol=near, msg=f"{key} differs")
-
-
 @pytest.mark.parametrize("objective", [REML, ML])
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_dense(name: str, objective: type[REML] | type[ML]) -> None:
+def test_equals_dense(name: str, objective: type[REML] | type[ML], same_as_dense: Callable[..., None]) -> None:
     V = MODELS[name]
     for theta in (V.theta.detach(), 0.4 * torch.randn(V.num_params, dtype=torch.float64)):
-        assert_same(quantities(V, theta, SpectralTraitsSolver(), objective), quantities(V, theta, "dense", objective))
+        same_as_dense(V, theta, y, X, SpectralTraitsSolver(), objective=objective)
 
 
-def test_variance_of_zero() -> None:
+def test_variance_of_zero(same_as_dense: Callable[..., None]) -> None:
     V = MODELS["factor-analytic"]
     theta = 0.3 * torch.randn(V.num_params, dtype=torch.float64)
     theta[V.param_names.index("residual/op_1/op_0/sigma^2_0")] = -400.0
-    assert_same(quantities(V, theta, SpectralTraitsSolver()), quantities(V, theta, "dense"), 1e-7)
+    same_as_dense(V, theta, y, X, SpectralTraitsSolver(), tolerance=1e-7)
     singular = MODELS["singular kernel"]
     theta = torch.zeros(singular.num_params, dtype=torch.float64)
     theta[-1] = -400.0
@@ -195,12 +163,12 @@ def test_fit_is_the_same() -> None:
     assert ours.n_iter == dense.n_iter
 
 
-def test_reduction_serves_again() -> None:
+def test_reduction_serves_again(same_as_dense: Callable[..., None]) -> None:
     V = MODELS["labels without records"]
     counts = (torch.arange(WIDER.shape[0]) < INDIVIDUALS).to(torch.float64)
     solver = SpectralTraitsSolver(reduce_kernel(WIDER.K.clone(), counts, eigenvectors=True))
     theta = V.theta.detach() + 0.1
-    assert_same(quantities(V, theta, solver), quantities(V, theta, "dense"))
+    same_as_dense(V, theta, y, X, solver)
     problem = SpectralTraitsSolver().prepare(V, y, X)
     assert isinstance(problem, SpectralTraitsProblem)
     assert SpectralTraitsSolver(problem.reduction).refusal(V) is None
@@ -250,32 +218,3 @@ def test_missing_records_are_refused() -> None:
 def test_cost_is_told() -> None:
     assert "n = 14 individuals" in SpectralTraitsSolver().cost(MODELS["unstructured"])
     assert "two operands" in SpectralTraitsSolver().cost(ScalarMatrix(N))
-
-
-# ---- reference cases -------------------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "tests" / "references"
-CASES = {case["name"]: case for case in json.loads((FOLDER / "cases.json").read_text())}
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_references", ROOT / "scripts" / "check_references.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("name", "solver"),
-    [("gblup150", SpectralSolver()), ("animal200", SpectralSolver()), ("twotrait", SpectralTraitsSolver())],
-)
-def test_reference(name: str, solver: Solver, script: ModuleType) -> None:
-    errors, result = script.check(CASES[name], FOLDER, solver)
-    assert result.converged, result.reason
-    tolerances = script.needed(CASES[name])
-    assert not {key: error for key, error in errors.items() if error > tolerances[key]}
