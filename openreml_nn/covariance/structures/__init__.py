@@ -12,6 +12,7 @@ from openreml_nn.covariance.structures.equal import CompoundSymmetricMatrix, Equ
 from openreml_nn.covariance.structures.factor_analytic import FactorAnalyticMatrix
 from openreml_nn.covariance.structures.incidence import DummyMatrix, IncidenceMatrix, KhatriRaoMatrix
 from openreml_nn.covariance.structures.known import KnownMatrix
+from openreml_nn.covariance.structures.neural import NeuralMatrix
 from openreml_nn.covariance.structures.simple import SimpleMatrix
 from openreml_nn.covariance.structures.spatial import DistanceMatrix, ExponentialMatrix, GaussianMatrix
 from openreml_nn.covariance.structures.triangular import LowerTriangularMatrix, UnconstrainedMatrix
@@ -35,6 +36,7 @@ __all__ = [
     "KhatriRaoMatrix",
     "KnownMatrix",
     "LowerTriangularMatrix",
+    "NeuralMatrix",
     "ScalarMatrix",
     "SimpleMatrix",
     "UnconstrainedMatrix",
