@@ -1,0 +1,64 @@
+r"""log|V| and F'V⁻¹F where V = Z (S ⊗ I) Z' + σ²I: level by level, in closed form.
+
+With A_l = Z_l'Z_l and T_l = Z_l'F of the rows of a level, K_l = S(σ²I + A_l S)⁻¹ and N_l = (σ²I + A_l S)⁻¹ σ²,
+
+    log|V| = m log σ² + Σ_l log|I + A_l S/σ²|,   F'V⁻¹F = (F'F − Σ_l T_l'K_l T_l) / σ²,
+    Z'V⁻¹Z = N A/σ²,   Z'V⁻¹F = N T/σ²,
+
+which costs one pass over the rows and nothing that grows with the number of levels that the rows do not have.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from openreml_nn.solvers.closed_form import refuse_second_derivative
+from openreml_nn.solvers.small_blocks import eliminate, multiply
+
+
+class LevelTerms(Function):
+    r"""(log|V|, F'V⁻¹F), once differentiable with respect to F, σ² and S.
+
+    ``LevelTerms.apply(F, sigma2, S, codes, x, L)`` takes F of shape (m, f), σ² of shape (), S of shape (s, s, 1), or
+    (s, s, L) where each level has its own, the level of each row, shape (m,), below L, and the values of the s effects,
+    shape (m, s), or None for ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, F: Tensor, sigma2: Tensor, S: Tensor, codes: Tensor, x: Tensor | None, L: int) -> Any:
+        columns = [None] if x is None else list(x.mT)
+        ones = torch.ones_like(F[:, 0])
+        rows = [ones if column is None else column for column in columns]
+        scaled = [F.mT if column is None else F.mT * column for column in columns]
+        A = torch.stack([torch.stack([_sums(codes, a if b is ones else a * b, L) for b in rows]) for a in rows])
+        T = torch.stack([torch.stack([_sums(codes, column, L) for column in part]) for part in scaled])
+        K, N, logdet = eliminate(A, S / sigma2)
+        KT = multiply(K, T)
+        products = (F.mT @ F - sum(t @ k.mT for t, k in zip(T, KT, strict=True))) / sigma2
+        ctx.save_for_backward(F, sigma2, S, codes, x, A, T, N, KT, products)
+        return len(F) * sigma2.log() + logdet, products
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        refuse_second_derivative("by levels")
+        F, sigma2, S, codes, x, A, T, N, KT, products = ctx.saved_tensors
+        a, H = grads
+        gF = gS = gs = None
+        if ctx.needs_input_grad[0]:
+            fitted = KT[:, :, codes]
+            fitted = fitted[0] if x is None else (fitted * x.mT[:, None]).sum(0)
+            gF = (F - fitted.mT) @ (H + H.mT) / sigma2
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            NT = multiply(N, T) / sigma2
+            HNT = torch.einsum("fg,sgl->sfl", H, NT)
+            gS = a / sigma2 * multiply(N, A) - multiply(HNT, NT.transpose(0, 1))
+            gS = gS if S.shape[2] > 1 else gS.sum(2, keepdim=True)
+            gs = (a * len(F) - (H * products).sum() - (gS * S).sum()) / sigma2
+        return gF, gs, gS, None, None, None
+
+
+def _sums(codes: Tensor, values: Tensor, count: int) -> Tensor:
+    """Σ of the values of each level, shape (count,)."""
+    return values.new_zeros(count).index_add_(0, codes, values)

@@ -1,0 +1,216 @@
+"""The random effects of one factor for use in networks: its levels, the effects of a level, their covariance.
+
+In batches a level is a code, as for an embedding. `Effects` is the vocabulary that gives the codes and the owner of the
+thetas of G; which rows a batch has is never kept here.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.covariance import (
+    IdentityMatrix,
+    IncidenceMatrix,
+    KroneckerProduct,
+    Levels,
+    Matrix,
+    ScalarMatrix,
+    UnstructuredMatrix,
+)
+
+Entry = Tensor | tuple[Tensor, Tensor]
+"""What a batch says of one factor: codes of shape (m,), or (codes, design) with a design of shape (m, s)."""
+
+INTERCEPT = "intercept"
+
+
+class Effects(nn.Module):
+    r"""Random effects b ~ N(0, G(θ)) of the levels of one factor, s effects for each of q levels.
+
+    Args:
+        levels: Number of levels, or their labels in the order of G; `Levels` may bring coordinates.
+        effects: Names of the effects of a level; a random intercept by default. With several, or with one that is not
+            an intercept, a batch brings their values as a design of shape (m, s).
+        covariance: G: a matrix over the levels for one effect; for several one over the s effects, the levels being
+            independent, or one of size s · q with the level as the faster index, such as
+            ``KroneckerProduct(UnstructuredMatrix(s), KnownMatrix(K))``. One variance, or an unstructured matrix over
+            the effects, when left out.
+
+    Attributes:
+        G: Covariance of all effects, of size s · q; element (a · q + l) is effect a of level l.
+
+    Raises:
+        ValueError: Labels or names repeat, or the covariance has another size.
+
+    Example:
+        >>> from openreml_nn.nn import Effects
+        >>> subjects = Effects(["ann", "bob"], effects=["intercept", "time"])
+        >>> subjects.encode(["bob", "eve", "ann"]).tolist()
+        [1, -1, 0]
+        >>> subjects.natural_names
+        ['sigma^2_intercept', 'sigma_intercept_time', 'sigma^2_time']
+    """
+
+    def __init__(
+        self, levels: int | Levels | Sequence[Any], effects: Sequence[str] = (INTERCEPT,),
+        covariance: Matrix | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if isinstance(effects, str) or not effects or len(set(effects)) != len(effects):
+            raise ValueError(f"`Effects` needs a list of unique names of effects, got {effects!r}.")
+        self.effects = list(effects)
+        self.labels: list[str] | None = None
+        if isinstance(levels, (int, np.integer)):
+            self.num_levels = int(levels)
+        else:
+            self.labels = list((levels if isinstance(levels, Levels) else Levels(_texts(levels))).labels)
+            self.num_levels = len(self.labels)
+        if self.num_levels < 1:
+            raise ValueError(f"`Effects` needs at least one level, got {self.num_levels}.")
+        self.G = self._covariance(covariance)
+
+    def _covariance(self, given: Matrix | None) -> Matrix:
+        q, s = self.num_levels, self.num_effects
+        if given is None:
+            given = ScalarMatrix(q) if s == 1 else UnstructuredMatrix(Levels(self.effects))
+        if not isinstance(given, Matrix):
+            raise TypeError(f"`Effects` needs a `Matrix` as covariance, got {type(given).__name__}.")
+        if given.shape == (s * q, s * q):
+            return given
+        if s > 1 and given.shape == (s, s):
+            return KroneckerProduct(given, IdentityMatrix(q))
+        need = f"({q}, {q})" if s == 1 else f"({s}, {s}) or ({s * q}, {s * q})"
+        raise ValueError(
+            f"`Effects` with {q} levels and {s} effect{'s' * (s > 1)} needs a covariance of shape {need}, got "
+            f"{given.shape}."
+        )
+
+    # ---- the vocabulary ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_effects(self) -> int:
+        """Effects of one level, s."""
+        return len(self.effects)
+
+    def encode(self, labels: Any) -> Tensor:
+        """Codes of labels, shape (m,), int64; −1 for a label that is not a level.
+
+        Labels are compared as text, and whole numbers alike whatever their type. Without labels of its own a level is
+        its number, from 0.
+
+        Args:
+            labels: Column of labels: a list, array, Series or tensor.
+
+        Raises:
+            ValueError: Labels are missing.
+        """
+        column = pd.Series(labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels)
+        if column.isna().any():
+            raise ValueError(f"`Effects.encode` got {int(column.isna().sum())} missing labels. Drop or name them.")
+        codes, unique = pd.factorize(column)
+        if self.labels is None:
+            place = np.array([_number(text, self.num_levels) for text in _texts(unique)], dtype=np.int64)
+        else:
+            place = pd.Index(self.labels).get_indexer(pd.Index(_texts(unique), dtype=object)).astype(np.int64)
+        return torch.from_numpy(place[codes] if len(place) else codes.astype(np.int64))
+
+    @property
+    def level_names(self) -> list[str]:
+        """Labels of the levels; their numbers where there are none."""
+        return [str(i) for i in range(self.num_levels)] if self.labels is None else list(self.labels)
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+
+    def entry(self, given: Entry, rows: int, name: str, *, unknown: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Check what a batch says of this factor.
+
+        Args:
+            given: Codes of shape (m,), or (codes, design) with a design of shape (m, s).
+            rows: Number of rows m.
+            name: Name of the factor, for messages.
+            unknown: Whether the code −1, a level that is not in the vocabulary, is allowed.
+
+        Returns:
+            Codes, int64, and the design in float64, or None for intercepts alone.
+        """
+        codes, design = given if isinstance(given, (tuple, list)) else (given, None)
+        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 1 or len(codes) != rows:
+            what = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(f"{name!r} needs integer codes of shape ({rows},), one for each row, got {what}.")
+        if rows:
+            low, high = (int(bound) for bound in torch.aminmax(codes))
+            if high >= self.num_levels or low < (-1 if unknown else 0):
+                hint = "" if unknown or low != -1 else (
+                    " (−1 is an unknown level. The likelihood needs the level of each row: leave such rows out, or "
+                    "make them levels of their own.)")  # fmt: skip
+                bad = high if high >= self.num_levels else low
+                raise ValueError(f"{name!r} has codes from 0 to {self.num_levels - 1}, got {bad}.{hint}")
+        if design is None:
+            if self.num_effects > 1:
+                raise ValueError(f"{name!r} has the effects {self.effects} and needs (codes, design).")
+            return codes.long(), None
+        if design.shape != (rows, self.num_effects):
+            raise ValueError(
+                f"{name!r} needs a design of shape ({rows}, {self.num_effects}) for the effects {self.effects}, got "
+                f"{tuple(design.shape)}."
+            )
+        return codes.long(), design.detach().to(torch.float64)
+
+    def incidence(self, codes: Tensor, design: Tensor | None) -> IncidenceMatrix:
+        """Z of rows, shape (m, s · q); a row of zeros for the code −1."""
+        return IncidenceMatrix(codes, self.level_names, design, self.effects)
+
+    # ---- thetas ------------------------------------------------------------------------------------------------------
+
+    @property
+    def natural_names(self) -> list[str]:
+        """Names of the variance parameters on their natural scale."""
+        return self.G.natural_names
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"levels": self.num_levels if self.labels is None else list(self.labels), "effects": list(self.effects)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Compare the levels and effects of a saved state with these.
+
+        Raises:
+            ValueError: They differ; the message says in what.
+        """
+        if list(state["effects"]) != self.effects:
+            raise ValueError(f"The state has the effects {state['effects']}, these are {self.effects}.")
+        saved, own = state["levels"], self.num_levels if self.labels is None else self.labels
+        if saved != own:
+            raise ValueError(f"The state is of other levels: {_difference(saved, own)}.")
+
+    def extra_repr(self) -> str:
+        return f"{self.num_levels} levels, effects={self.effects}"
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """Values as text; whole numbers without a point."""
+    values = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
+    return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
+
+
+def _number(text: str, count: int) -> int:
+    return int(text) if text.isdecimal() and int(text) < count else -1
+
+
+def _difference(saved: int | list[str], own: int | list[str]) -> str:
+    if isinstance(saved, int) or isinstance(own, int):
+        said = [f"{x} levels without labels" if isinstance(x, int) else f"{len(x)} levels with labels"
+                for x in (saved, own)]  # fmt: skip
+        return f"it has {said[0]}, here are {said[1]}"
+    gone, new = sorted(set(saved) - set(own)), sorted(set(own) - set(saved))
+    if not gone and not new:
+        place = next(i for i, (a, b) in enumerate(zip(saved, own, strict=True)) if a != b)
+        return f"the order differs, first at level {place}, {saved[place]!r} there and {own[place]!r} here"
+    parts = [f"{len(names)} only {where} ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
+             for names, where in ((gone, "in the state"), (new, "here")) if names]  # fmt: skip
+    return " and ".join(parts)

@@ -1,0 +1,314 @@
+r"""The head of a network for clustered data: y = f(x) + Σ Zb + ε, trained by the marginal likelihood.
+
+The network gives f, the head adds random effects b ~ N(0, G(θ)) and a residual variance σ². Its loss is −ℓ per row, and
+its gradient reaches the network and θ in one backward pass.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
+from openreml_nn.covariance.matrix import _Box, _key
+from openreml_nn.fit import fit
+from openreml_nn.nn.batch import Term, batch_terms
+from openreml_nn.nn.effects import Effects, Entry
+from openreml_nn.nn.posterior import Posterior, condition
+from openreml_nn.nn.rows import Rows
+from openreml_nn.optim import data_start
+from openreml_nn.result import FitResult
+from openreml_nn.solvers import Solver
+from openreml_nn.solvers.dense import DenseProblem
+from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
+
+Groups = Mapping[str, Entry] | Entry
+MODES = ("batch", "exact", "features")
+RESIDUAL = "residual"
+
+
+class MixedModelHead(nn.Module):
+    r"""Loss and predictions of y ~ N(f, V(θ)), V = Σ Z G(θ) Z' + σ²I, for a network that gives f.
+
+    ============== ============================= ==========================================================
+    ``mode``       output of the network         likelihood
+    ============== ============================= ==========================================================
+    ``"batch"``    f, shape (m,) or (m, 1)       of the rows of a batch, as if they were all there are
+    ``"exact"``    f, shape (n,) or (n, 1)       of all rows, through the solver that V allows
+    ``"features"`` φ, shape (m, p)               f = β₀ + φβ, β profiled out: restricted, or full
+    ============== ============================= ==========================================================
+
+    Batches of whole clusters, as `ClusterBatchSampler` draws them, leave out no covariance of that factor: with one
+    factor their log-likelihoods add up to the exact one. Of every other factor, and of a kernel over levels, a batch
+    sees only the rows that it has; what rows of different batches have in common is left out, which makes the estimates
+    less efficient and, where f takes up part of the effects, biased.
+
+    Args:
+        effects: Random effects by name, one entry for each factor.
+        mode: ``"batch"``, ``"exact"`` or ``"features"``.
+        method: ``"REML"`` or ``"ML"`` for features; without features the two are the same.
+        residual: Start value of σ².
+        solver: Solver of the exact likelihood: ``"auto"``, the name of a solver, or a solver.
+
+    Raises:
+        ValueError: No effects, a name is taken, or an option that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from openreml_nn.nn import Effects, MixedModelHead
+        >>> head = MixedModelHead({"subject": Effects(3)})
+        >>> output, y = torch.zeros(4, 1), torch.tensor([1.0, 2.0, 0.0, -1.0])
+        >>> loss = head(output, y, {"subject": torch.tensor([0, 0, 1, 2])})
+        >>> loss.backward()
+
+    Source: Simchoni & Rosset (2021), NeurIPS 34, 25111-25122; (2023), JMLR 24 (156), 1-57.
+    """
+
+    def __init__(
+        self,
+        effects: Mapping[str, Effects],
+        mode: str = "batch",
+        method: str = "REML",
+        residual: float = 1.0,
+        solver: str | Solver = "auto",
+    ) -> None:
+        super().__init__()
+        if mode not in MODES or str(method).upper() not in ("REML", "ML"):
+            raise ValueError(
+                f"`MixedModelHead` needs a mode of {', '.join(map(repr, MODES))} and a method of 'REML' or 'ML', got "
+                f"{mode!r} and {method!r}."
+            )
+        if not effects:
+            raise ValueError("`MixedModelHead` needs the random effects of at least one factor.")
+        for name, own in effects.items():
+            if not isinstance(own, Effects):
+                raise TypeError(f"`MixedModelHead` needs `Effects` for {name!r}, got {type(own).__name__}.")
+            if not name or name == RESIDUAL or "/" in name:
+                raise ValueError(f"`MixedModelHead` needs names without '/', other than 'residual', got {name!r}.")
+        self.mode, self.method, self.solver = mode, str(method).upper(), solver
+        self.names, self.factors = list(effects), _Box()
+        for name, own in effects.items():
+            self.factors.add_module(_key(name), own)
+        self.residual = ScalarMatrix(1, start=residual)
+        self.posterior: Posterior | None = None
+
+    # ---- parameters --------------------------------------------------------------------------------------------------
+
+    @property
+    def effects(self) -> dict[str, Effects]:
+        """The random effects by name."""
+        return {name: self.factors._modules[_key(name)] for name in self.names}  # type: ignore[misc]
+
+    def variance(self) -> dict[str, float]:
+        """Variance parameters on their natural scale by name: ``subject/sigma^2``, ``residual/sigma^2``."""
+        found: dict[str, float] = {}
+        for name, matrix in [*((name, own.G) for name, own in self.effects.items()), (RESIDUAL, self.residual)]:
+            values = matrix.natural(matrix.theta.detach()).tolist()
+            found |= {f"{name}/{parameter}": x for parameter, x in zip(matrix.natural_names, values, strict=True)}
+        return found
+
+    # ---- the loss ----------------------------------------------------------------------------------------------------
+
+    def forward(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
+        """−ℓ per row, a scalar in float64, differentiable in ``output`` and in the thetas.
+
+        With features the restricted likelihood is that of the contrasts of y with the columns of an orthonormal basis,
+        log|X'V⁻¹X| − log|X'X| in the place of log|X'V⁻¹X|, so that the scale of the features does not matter.
+
+        Args:
+            output: What the network gives, of any floating-point type: f, shape (m,) or (m, 1), or features, (m, p).
+            y: Response, shape (m,) or (m, 1).
+            groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
+                rows once.
+        """
+        with torch.autocast(output.device.type, enabled=False):
+            r, X = self._against(output, y)
+            if isinstance(groups, Rows) or self.mode == "exact":
+                rows = groups if isinstance(groups, Rows) else self.rows(groups)
+                logdet_V, logdet_M, quadratic, p = rows.terms(r, X)
+            else:
+                U, e = X, r
+                if self.mode == "features":
+                    fixed = prepare_fixed_effects(r, X)
+                    U, e = fixed.U, fixed.e
+                p = U.shape[1]
+                logdet_V, logdet_M, quadratic = batch_terms(self._terms(groups, len(r)), self._sigma2(), U, e)
+            if self.method == "ML":
+                logdet_M, p = torch.zeros_like(logdet_V), 0
+            constant = (len(r) - p) * math.log(2.0 * math.pi)
+            return 0.5 * (constant + logdet_V + logdet_M + quadratic) / len(r)
+
+    def covariance(self, groups: Groups) -> Sum:
+        """V over rows, shape (n, n), with the thetas of the head."""
+        with torch.inference_mode(False):
+            terms = self._terms(groups, None)
+            parts: dict[str, Matrix] = {
+                name: CovariancePropagation(term.effects.incidence(term.codes, term.design), term.effects.G)
+                for name, term in zip(self.names, terms, strict=True)
+            }
+            own = ScalarMatrix(len(terms[0].codes))
+            own.raw = self.residual.raw  # the same parameter
+            return Sum(parts | {RESIDUAL: own})
+
+    def rows(self, groups: Groups) -> Rows:
+        """What the exact likelihood needs of the levels of all rows, made once: give it as ``groups`` at each step."""
+        return Rows(self.covariance(groups), self.solver)
+
+    # ---- after training ----------------------------------------------------------------------------------------------
+
+    def start(self, y: Tensor, groups: Groups) -> None:
+        """Set the thetas so that each term has an equal share of the variance of y; fixed thetas stay.
+
+        Args:
+            y: Response of all rows, or of many, shape (n,) or (n, 1).
+            groups: Their levels.
+        """
+        V = self.covariance(groups)
+        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(_column("y", y)))))
+
+    def condition(self, output: Tensor, y: Tensor, groups: Groups | Rows, variances: bool = True) -> None:
+        """Predict the random effects from all training rows, for ``predict``; the thetas stay.
+
+        Args:
+            output: What the trained network gives for all training rows.
+            y: Their response.
+            groups: Their levels.
+            variances: Keep the covariance of the effects, which takes the square of the number of effects beside the
+                factor with the most; without it ``predict`` gives no variances.
+
+        Raises:
+            MemoryError: There are too many effects for their covariance.
+        """
+        r, X = self._against(output.detach(), y)
+        V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
+        self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
+
+    def predict(
+        self, output: Tensor, groups: Groups, of: str = "observation", variances: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean and variance of new rows.
+
+        A level of the training rows adds its predicted effects to f; a level of G without rows is predicted from the
+        levels that it is correlated with; a level outside the vocabulary (code −1) adds nothing to the mean and its
+        variance z'Gz to the variance (that of an average level where the levels differ).
+
+        Args:
+            output: What the network gives for the new rows.
+            groups: Their levels; −1 for unknown ones.
+            of: ``"observation"``: variance of a new y; ``"mean"``: of f + z'b, without σ².
+            variances: Give variances; None in their place otherwise.
+
+        Returns:
+            (mean, variance), float64, each of shape (m,). The network and the thetas are taken as known.
+
+        Raises:
+            ValueError: The head was not conditioned, or its thetas have moved since.
+        """
+        if of not in ("observation", "mean"):
+            raise ValueError(f"`predict` gives the variance of an 'observation' or a 'mean', got {of!r}.")
+        known = self.posterior
+        if known is None:
+            raise ValueError("`predict` needs the training rows: call `condition` or `refit` first.")
+        if not torch.equal(known.theta, self._theta()):
+            raise ValueError("The thetas have moved since `condition`: call it again.")
+        with torch.no_grad():
+            f, X = self._split(output)
+            terms = self._terms(groups, len(f), unknown=True)
+            mean = f + known.mean(terms, X)
+            if not variances:
+                return mean, None
+            return mean, known.variance(terms, X) + (known.sigma2 if of == "observation" else 0.0)
+
+    def refit(
+        self, output: Tensor, y: Tensor, groups: Groups | Rows, variances: bool = True, **options: Any
+    ) -> FitResult:
+        """Fit the variance parameters to all rows by REML, the network being fixed, then ``condition``.
+
+        Args:
+            output: What the trained network gives for all training rows.
+            y: Their response.
+            groups: Their levels.
+            variances: As of ``condition``.
+            options: Further options of `openreml_nn.fit`, such as ``start="data"`` or ``max_steps``.
+
+        Returns:
+            The fit; the thetas of the head are its estimates afterwards.
+        """
+        r, X = self._against(output.detach(), y)
+        V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
+        solver = groups.choice.solver if isinstance(groups, Rows) else self.solver
+        names = ["(Intercept)", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
+        given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options
+        result = fit(V, r, X, **given)
+        self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
+        return result
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Make room for what a conditioned head has saved, whose sizes are those of its data."""
+        at = f"{prefix}posterior."
+        saved = {name: state_dict[at + name] for name in Posterior.BUFFERS if at + name in state_dict}
+        device = self.residual.theta.device
+        room = {name: torch.empty_like(value, device=device) for name, value in saved.items()}
+        self.posterior = Posterior(**room) if len(room) == len(Posterior.BUFFERS) else None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _theta(self) -> Tensor:
+        """Raw thetas of all terms and the residual, as ``covariance`` has them."""
+        matrices = [*(own.G for own in self.effects.values()), self.residual]
+        unique = {id(p): p.detach() for matrix in matrices for p in matrix.theta_parameters()}
+        return torch.cat(list(unique.values()))
+
+    def _sigma2(self) -> Tensor:
+        return self.residual.trans_params(self.residual.theta.to(torch.float64))[0]
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """f and X of an output: with features f is 0, without X has no columns; float64."""
+        if self.mode != "features":
+            f = _column("The output", output)
+            return f, f.new_zeros((len(f), 0))
+        if output.ndim != 2:
+            raise ValueError(f"`MixedModelHead` needs features of shape (m, p), got {tuple(output.shape)}.")
+        phi = output.to(torch.float64)
+        return torch.zeros_like(phi[:, :0]).sum(1), torch.cat([torch.ones_like(phi[:, :1]), phi], dim=1)
+
+    def _against(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y − f and X."""
+        f, X = self._split(output)
+        y = _column("y", y)
+        if len(y) != len(f):
+            raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(f)} and {len(y)}.")
+        return y - f, X
+
+    def _terms(self, groups: Groups, rows: int | None, *, unknown: bool = False) -> list[Term]:
+        """The factors of a batch, checked, in the order of the head."""
+        given = groups if isinstance(groups, Mapping) else dict.fromkeys(self.names[:1], groups)
+        if given.keys() != set(self.names):
+            raise ValueError(f"`MixedModelHead` needs the levels of {self.names}, got those of {list(given)}.")
+        if rows is None:
+            first = given[self.names[0]]
+            rows = len(first[0] if isinstance(first, (tuple, list)) else first)
+        return [Term(own, *own.entry(given[name], rows, name, unknown=unknown)) for name, own in self.effects.items()]
+
+    def _new_level(self, own: Effects) -> Tensor:
+        """Covariance of the effects of a level outside the vocabulary: that of an average one, shape (s, s)."""
+        with torch.no_grad():
+            theta, q, s = own.G.theta.to(torch.float64), own.num_levels, own.num_effects
+            S = own.G.common_block(theta, q)
+            if S is not None:
+                return S
+            at, effect = torch.arange(q, device=theta.device), torch.arange(s, device=theta.device) * q
+            rows = effect[:, None, None] + at
+            return own.G.entries(theta, rows.expand(s, s, q), rows.transpose(0, 1).expand(s, s, q)).mean(2)
+
+
+def _column(name: str, values: Tensor) -> Tensor:
+    """Values of shape (m,) or (m, 1) as float64 of shape (m,)."""
+    if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
+        raise ValueError(f"{name} must be of shape (m,) or (m, 1), got {tuple(values.shape)}.")
+    return values.reshape(-1).to(torch.float64)

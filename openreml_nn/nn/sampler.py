@@ -1,0 +1,128 @@
+"""Batches of whole clusters, so that no covariance between the rows of a cluster is lost."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+class ClusterBatchSampler(Sampler[list[int]]):
+    r"""Yields batches of row indices that are made of whole clusters, for ``DataLoader(batch_sampler=...)``.
+
+    The rows of one factor's levels stay together, so that for this factor the log-likelihoods of the batches add up to
+    that of all rows. Each epoch has every row once and ``ceil(rows / batch_size)`` batches (rounded up to a multiple of
+    ``num_replicas``), of nearly equal size: ``batch_size`` rows on average at most, and up to about one cluster more in
+    a single one. A cluster of more than ``batch_size`` rows cannot stay whole: it is split into nearly equal parts,
+    whose covariance with each other the batches then leave out.
+
+    Args:
+        codes: Cluster of each row, shape (n,); a row with the code −1 is a cluster of its own.
+        batch_size: Rows of a batch.
+        shuffle: Draw the clusters in a new order each epoch; in the order of their codes otherwise.
+        seed: Seed of the order.
+        num_replicas: Number of processes that share an epoch.
+        rank: Which of them this one is; it yields every ``num_replicas``-th batch.
+
+    Attributes:
+        torn: Number of clusters that are split.
+        epoch: The epoch that the next pass has; it counts up by itself, and ``set_epoch`` sets it.
+
+    Warns:
+        UserWarning: Clusters are split.
+
+    Example:
+        >>> from openreml_nn.nn import ClusterBatchSampler
+        >>> list(ClusterBatchSampler([0, 1, 0, 2, 1, 2], batch_size=4, shuffle=False))
+        [[0, 2], [1, 4, 3, 5]]
+    """
+
+    def __init__(
+        self, codes: Any, batch_size: int, shuffle: bool = True, seed: int = 0, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        array = np.asarray(codes.detach().cpu() if isinstance(codes, Tensor) else codes)
+        if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"`ClusterBatchSampler` needs integer codes of shape (n,), got {array.dtype} of shape {array.shape}."
+            )
+        if batch_size < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"`ClusterBatchSampler` needs a batch_size of 1 or more and a rank below num_replicas, got batch_size "
+                f"{batch_size}, rank {rank} and num_replicas {num_replicas}."
+            )
+        self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, int(seed)
+        self.num_replicas, self.rank, self.epoch = num_replicas, rank, 0
+        self.rows = np.argsort(array, kind="stable")
+        ordered = array[self.rows]
+        starts = np.concatenate([[True], (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)]).nonzero()[0]
+        sizes = np.diff(starts, append=len(array))
+        pieces = -(-sizes // self.batch_size)
+        self.torn = int((pieces > 1).sum())
+        self.cluster = np.repeat(np.arange(len(sizes)), sizes)
+        self.sizes = _evenly(sizes, pieces)
+        self.starts = self.sizes.cumsum() - self.sizes
+        wanted = math.ceil(len(array) / (self.batch_size * num_replicas))
+        self.count = min(wanted, len(self.sizes) // num_replicas) * num_replicas
+        if not self.count:
+            raise ValueError(f"{len(self.sizes)} clusters are too few for {num_replicas} processes.")
+        if self.torn:
+            warnings.warn(
+                f"{self.torn} of {len(sizes)} clusters have more than {self.batch_size} rows and are split; batches "
+                f"leave out the covariance between their parts. A `batch_size` of {sizes.max()} keeps them whole.",
+                stacklevel=2,
+            )
+
+    @property
+    def sampler(self) -> "ClusterBatchSampler":
+        """Itself: where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, by which the order is drawn."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of this process, the same in every epoch."""
+        return self.count // self.num_replicas
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, rows = np.arange(len(self.sizes)), self.rows
+        if self.shuffle:
+            generator = np.random.default_rng([self.seed, self.epoch])
+            order = generator.permutation(len(self.sizes))
+            if self.torn:  # other parts each time
+                rows = rows[np.lexsort((generator.random(len(rows)), self.cluster))]
+        self.epoch += 1
+        sizes = self.sizes[order]
+        ends = sizes.cumsum()
+        slot = _slots(ends - 0.5 * sizes, int(ends[-1]), self.count)
+        first = np.searchsorted(slot, np.arange(self.count + 1))
+        for batch in range(self.rank, self.count, self.num_replicas):
+            chosen = order[first[batch] : first[batch + 1]]
+            yield rows[_ranges(self.starts[chosen], self.sizes[chosen])].tolist()
+
+
+def _slots(middles: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """Batch of each cluster: the equal share of the rows that its middle falls into, none left empty."""
+    at = np.arange(len(middles))
+    slot = np.minimum((middles * count / rows).astype(np.int64), count - 1)
+    slot = np.minimum.accumulate(np.concatenate([[0], slot - at]))[1:] + at  # no batch is passed over
+    return np.maximum(slot, at + count - len(middles))  # enough clusters are left for the last ones
+
+
+def _evenly(sizes: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+    """Sizes of the parts when each size is split into a number of nearly equal pieces."""
+    if (pieces == 1).all():
+        return sizes
+    number = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
+    size, piece = np.repeat(sizes, pieces), np.repeat(pieces, pieces)
+    return size // piece + (number < size % piece)
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The indices of several ranges, one after the other."""
+    shift = np.repeat(starts - (sizes.cumsum() - sizes), sizes)
+    return np.arange(len(shift)) + shift
