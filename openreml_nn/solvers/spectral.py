@@ -88,21 +88,21 @@ class SpectralProblem(Problem):
 
     def __init__(self, V: Matrix, fixed: FixedEffects, form: KernelForm, reduction: Reduction) -> None:
         super().__init__(V, fixed)
-        self.form, self.rows, self.reduction = form, form.rows, reduction
+        self.form, self.reduction = form, reduction
         self.outside = self.n - reduction.size  # dimensions that the kernel does not reach
         both = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
         self.C = self.into(both)
-        left = self.rows.rest(both)
+        left = self.form.rows.rest(both)
         self.E = left.mT @ left
         self.U_left = left[:, :-1]
 
     def into(self, v: Tensor) -> Tensor:
         """F'v, shape (size, m)."""
-        return self.reduction.rotate(self.rows.into(v))
+        return self.reduction.rotate(self.form.rows.into(v))
 
     def out(self, c: Tensor) -> Tensor:
         """F c, shape (n, m)."""
-        return self.rows.out(self.reduction.rotate_back(c))
+        return self.form.rows.out(self.reduction.rotate_back(c))
 
     def scales(self, theta: Tensor) -> Tensor:
         """[a, b], shape (2,)."""
@@ -150,7 +150,7 @@ class SpectralEvaluation(Evaluation):
             ) from error
         self.H, logdet = factored.solve, factored.logdet
         self.of_rest = 1.0 / b if problem.outside else 0.0
-        self.of_span = 1.0 if problem.rows.orthonormal else -a / b
+        self.of_span = 1.0 if problem.form.rows.orthonormal else -a / b
         return logdet + (problem.outside * math.log(b) if problem.outside else 0.0)
 
     def _fit(self) -> None:
@@ -174,11 +174,11 @@ class SpectralEvaluation(Evaluation):
 
     def _weighted(self, x: Tensor) -> Tensor:
         """W x with v'V⁻¹AV⁻¹v = (Hc)'W(Hc), shape (size, m)."""
-        return self.problem.reduction.times(x) if self.problem.rows.orthonormal else x
+        return self.problem.reduction.times(x) if self.problem.form.rows.orthonormal else x
 
     def _without_A(self, whole: Tensor, with_A: Tensor, span: Tensor, rest: Tensor) -> Tensor:
         """v'V⁻¹V⁻¹w from v'V⁻¹w, v'V⁻¹AV⁻¹w, (Hc)'(Hd) and v⊥'w⊥."""
-        if self.problem.rows.orthonormal:
+        if self.problem.form.rows.orthonormal:
             return span + self.of_rest**2 * rest
         return (whole - self.a * with_A) / self.b
 
@@ -224,13 +224,13 @@ class SpectralEvaluation(Evaluation):
     def inner(self, rhs: Tensor) -> Tensor:
         problem, p, Hc, z = self.problem, self.problem.p, self.Hc[:, None], self.z
         WHc = self._weighted(Hc)
-        BHc = WHc if problem.rows.orthonormal else problem.reduction.times(Hc)
+        BHc = WHc if problem.form.rows.orthonormal else problem.reduction.times(Hc)
         HHc, HBHc = self.H(torch.cat([Hc, BHc], dim=1)).split(1, dim=1)
         Ez = problem.E @ z
         aa, ab = (WHc * HBHc).sum(), (WHc * HHc).sum()
         n_a = self.HC_U.mT @ WHc[:, 0]
         n_b = self._without_A(torch.zeros_like(n_a), n_a, self.HC_U.mT @ self.Hc, Ez[:p])
-        if problem.rows.orthonormal:
+        if problem.form.rows.orthonormal:
             bb = (Hc * HHc).sum() + self.of_rest**3 * (z @ Ez)
         else:
             q_a = self.Hc @ WHc[:, 0]
@@ -253,29 +253,29 @@ class SpectralEvaluation(Evaluation):
     def _rows_Py(self) -> Tensor:
         fixed = self.problem.fixed
         Fz = (fixed.e - fixed.U @ self.gamma_at).detach()[:, None]
-        return self._rows(self.Hc[:, None], self.problem.rows.rest(Fz))[:, 0]
+        return self._rows(self.Hc[:, None], self.problem.form.rows.rest(Fz))[:, 0]
 
     def solve(self, rhs: Tensor) -> Tensor:
-        return self._rows(self.H(self.problem.into(rhs)), self.problem.rows.rest(rhs))
+        return self._rows(self.H(self.problem.into(rhs)), self.problem.form.rows.rest(rhs))
 
     def _UtVi(self, c: Tensor, left: Tensor) -> Tensor:
         """U'V⁻¹v from F'v and v⊥, shape (p, m)."""
         return self.of_span * self.HC_U.mT @ c + self.of_rest * self.problem.U_left.mT @ left
 
     def project(self, rhs: Tensor) -> Tensor:
-        c, left = self.problem.into(rhs), self.problem.rows.rest(rhs)
+        c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
         d = self.M_inverse @ self._UtVi(c, left)
         return self._rows(self.H(c) - self.HC_U @ d, left - self.problem.U_left @ d)
 
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
-        c, left = self.problem.into(rhs), self.problem.rows.rest(rhs)
+        c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
         fitted = torch.linalg.solve_triangular(self.L, self._UtVi(c, left), upper=False)
         squares = self.of_span * (c * self.H(c)).sum(0) + self.of_rest * left.square().sum(0)
         return squares - fitted.square().sum(0)
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
         """For A = WW' the effects are on the small side: ZG = aFQ', and a x'BHx = x'x − b x'Hx."""
-        if self.problem.rows.orthonormal:
+        if self.problem.form.rows.orthonormal:
             return super().explained_variance(term)
         q, parts = term.G.shape[0], []
         for first in range(0, q, COLUMNS_AT_ONCE):
