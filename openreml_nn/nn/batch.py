@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openreml_nn.nn.by_level import LevelTerms
+from openreml_nn.nn.by_level import LevelTerms, OneEffect
 from openreml_nn.nn.effects import Effects
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
 
@@ -25,8 +25,10 @@ class Term:
     design: Tensor | None
 
 
-def batch_terms(terms: list[Term], sigma2: Tensor, U: Tensor, e: Tensor, path: str = "auto") -> tuple[Tensor, ...]:
-    r"""log|V|, log|U'V⁻¹U| and e'Pe of V = Σ ZGZ' + σ²I over the rows of a batch.
+def batch_deviance(
+    terms: list[Term], sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool = True, path: str = "auto"
+) -> Tensor:
+    r"""log|V| + log|U'V⁻¹U| + e'Pe of V = Σ ZGZ' + σ²I over the rows of a batch; without log|U'V⁻¹U| unless restricted.
 
     ============================================== ========= ====================
     random effects                                 path      cost for m rows
@@ -40,35 +42,38 @@ def batch_terms(terms: list[Term], sigma2: Tensor, U: Tensor, e: Tensor, path: s
         sigma2: σ², shape ().
         U: Orthonormal basis of the fixed effects, shape (m, p); p may be 0.
         e: Response, centred by U, shape (m,).
+        restricted: Whether to count the fixed effects.
         path: ``"auto"``: the first row of the table that fits; or the name of one.
     """
     if path != "dense" and len(terms) == 1:
-        found = _by_levels(terms[0], sigma2, U, e)
+        found = _by_levels(terms[0], sigma2, U, e, restricted)
         if found is not None:
             return found
-    return GaussianTerms.apply(dense_V(terms, sigma2, len(e)), U, e)[:3]
+    logdet_V, logdet_M, quadratic = GaussianTerms.apply(dense_V(terms, sigma2, len(e)), U, e)[:3]
+    return logdet_V + logdet_M + quadratic if restricted else logdet_V + quadratic
 
 
-def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor) -> tuple[Tensor, ...] | None:
-    G, q = term.effects.G, term.effects.num_levels
+def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool) -> Tensor | None:
+    G, q, m, p = term.effects.G, term.effects.num_levels, len(e), U.shape[1]
     theta = G.theta.to(e.dtype)
-    present, codes = torch.unique(term.codes, return_inverse=True)
     S = G.common_block(theta, q)
-    if S is None:
-        blocks = G.level_blocks(theta, q)
-        if blocks is None:
-            return None
-        S = blocks[present].permute(1, 2, 0)
-    else:
-        S = S[..., None]
-    p = U.shape[1]
-    F = torch.cat([U, e[:, None]], dim=1) if p else e[:, None]
-    logdet, M = LevelTerms.apply(F, sigma2, S, codes, term.design, len(present))
-    if not p:
-        return logdet, logdet.new_zeros(()), M[0, 0]
+    blocks = G.level_blocks(theta, q) if S is None else S
+    if blocks is None:
+        return None
+    if not p and term.effects.num_effects == 1:
+        rows = torch.arange(m, device=e.device)
+        place = term.codes.new_empty(q).scatter_(0, term.codes, rows)
+        own = place.gather(0, term.codes)  # a row of each level stands for it: the levels at hand, without sorting
+        x = None if term.design is None else term.design[:, 0]
+        return OneEffect.apply(e, sigma2, (blocks if S is not None else blocks[term.codes]).reshape(-1), own, x, m)
+    present, own = torch.unique(term.codes, return_inverse=True)
+    blocks = blocks[..., None] if S is not None else blocks[present].permute(1, 2, 0)
+    F = torch.cat([U, e[:, None]], dim=1)
+    logdet_V, M = LevelTerms.apply(F, sigma2, blocks, own, term.design, len(present))
     L = torch.linalg.cholesky(M[:p, :p])
     half = torch.linalg.solve_triangular(L, M[:p, p:], upper=False)
-    return logdet, 2.0 * L.diagonal().log().sum(), M[p, p] - half.square().sum()
+    deviance = logdet_V + M[p, p] - half.square().sum()
+    return deviance + 2.0 * L.diagonal().log().sum() if restricted else deviance
 
 
 def dense_V(terms: list[Term], sigma2: Tensor, rows: int) -> Tensor:

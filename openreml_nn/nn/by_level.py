@@ -18,6 +18,37 @@ from openreml_nn.solvers.closed_form import refuse_second_derivative
 from openreml_nn.solvers.small_blocks import eliminate, multiply
 
 
+class OneEffect(Function):
+    r"""log|V| + r'V⁻¹r with one effect for each level, once differentiable with respect to r, σ² and S.
+
+    ``OneEffect.apply(r, sigma2, S, codes, x, L)`` takes r of shape (m,), σ² of shape (), S of shape (1,), or (L,) where
+    each level has its own, the level of each row, shape (m,), below L, and the values of the effect, shape (m,), or
+    None for ones. A level may be without rows. The gradient is cheap beside the value and is made with it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, sigma2: Tensor, S: Tensor, codes: Tensor, x: Tensor | None, L: int) -> Tensor:
+        A = r.new_zeros(L).index_add_(0, codes, torch.ones_like(r) if x is None else x * x)
+        T = r.new_zeros(L).index_add_(0, codes, r if x is None else r * x)
+        D = torch.addcmul(sigma2, A, S)
+        NT = T / D
+        fitted = (NT * S).index_select(0, codes)
+        Vir = (r - (fitted if x is None else fitted * x)) / sigma2
+        quadratic = r @ Vir
+        if any(ctx.needs_input_grad):
+            gS = A / D - NT * NT
+            gS = gS if len(S) > 1 else gS.sum(0, keepdim=True)
+            gs = (len(r) - quadratic - gS @ S) / sigma2
+            ctx.save_for_backward(Vir, gs, gS)
+        return (len(r) - L) * sigma2.log() + D.log().sum() + quadratic
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        refuse_second_derivative("by levels")
+        Vir, gs, gS = ctx.saved_tensors
+        return Vir * (2.0 * grads[0]), gs * grads[0], gS * grads[0], None, None, None
+
+
 class LevelTerms(Function):
     r"""(log|V|, F'V⁻¹F), once differentiable with respect to F, σ² and S.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.covariance.matrix import _Box, _key
 from openreml_nn.fit import fit
-from openreml_nn.nn.batch import Term, batch_terms
+from openreml_nn.nn.batch import Term, batch_deviance
 from openreml_nn.nn.effects import Effects, Entry
 from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
@@ -125,20 +125,19 @@ class MixedModelHead(nn.Module):
         """
         with torch.autocast(output.device.type, enabled=False):
             r, X = self._against(output, y)
+            restricted = self.method == "REML"
             if isinstance(groups, Rows) or self.mode == "exact":
                 rows = groups if isinstance(groups, Rows) else self.rows(groups)
-                logdet_V, logdet_M, quadratic, p = rows.terms(r, X)
+                deviance, p = rows.deviance(r, X, restricted)
             else:
                 U, e = X, r
                 if self.mode == "features":
                     fixed = prepare_fixed_effects(r, X)
                     U, e = fixed.U, fixed.e
                 p = U.shape[1]
-                logdet_V, logdet_M, quadratic = batch_terms(self._terms(groups, len(r)), self._sigma2(), U, e)
-            if self.method == "ML":
-                logdet_M, p = torch.zeros_like(logdet_V), 0
-            constant = (len(r) - p) * math.log(2.0 * math.pi)
-            return 0.5 * (constant + logdet_V + logdet_M + quadratic) / len(r)
+                deviance = batch_deviance(self._terms(groups, len(r)), self._sigma2(), U, e, restricted)
+            free = len(r) - p if restricted else len(r)
+            return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / len(r))
 
     def covariance(self, groups: Groups) -> Sum:
         """V over rows, shape (n, n), with the thetas of the head."""

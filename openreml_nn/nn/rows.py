@@ -36,9 +36,9 @@ class Rows:
             raise ValueError(f"The likelihood of these rows needs all {len(self)} of them, got {len(y)}.")
         return self.choice.solver.prepare(self.V, y, X).evaluate()
 
-    def terms(self, y: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """log|V|, log|U'V⁻¹U|, y'Py and the rank of X."""
+    def deviance(self, y: Tensor, X: Tensor, restricted: bool = True) -> tuple[Tensor, int]:
+        """log|V| + log|U'V⁻¹U| + y'Py, without log|U'V⁻¹U| unless restricted, and the rank of X."""
         evaluation = self.evaluate(y, X)
         fixed = evaluation.problem.fixed
-        logdet_M = evaluation.logdet_XtViX - fixed.logdet_RtR
-        return evaluation.logdet_V, logdet_M, evaluation.yPy, fixed.p
+        deviance = evaluation.logdet_V + evaluation.yPy
+        return deviance + evaluation.logdet_XtViX - fixed.logdet_RtR if restricted else deviance, fixed.p

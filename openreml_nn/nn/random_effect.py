@@ -1,0 +1,172 @@
+"""Random effects as a layer: b ~ N(0, G(θ)) at any place of a network and under any loss, by variational inference."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.nn.effects import Effects
+from openreml_nn.nn.variational import POSTERIORS, Prior, average_level
+
+
+class RandomEffect(nn.Module):
+    r"""z'b of each row, b ~ N(0, G(θ)), with a Gaussian posterior q(b) = N(m, S) that is trained with the network.
+
+    The loss to minimise is the negative evidence lower bound (ELBO)
+
+    .. math:: −Σ_i E_q \log p(y_i | x_i, b) + KL(q(b) \| N(0, G(θ))),
+
+    for a batch of a mean loss and N rows in all: ``loss + layer.kl() / N``. The layer gives a draw of z'b in training,
+    so that the expectation is that over the draws, and the posterior mean z'm otherwise; with a loss whose expectation
+    is known (Gaussian, Poisson with a log link), ``moments`` gives what it needs without draws. One optimiser trains
+    network, m, S and θ together. The bound is exact for a Gaussian response and ``posterior="full"``; m is then the
+    BLUP and S its prediction error covariance.
+
+    ================ ================================== ===========================================
+    ``posterior``    S                                  numbers
+    ================ ================================== ===========================================
+    ``"mean_field"`` diagonal                           2 q s
+    ``"block"``      correlated effects within a level  q s (s + 3) / 2
+    ``"full"``       all effects correlated             (q s)² / 2: for some thousand effects
+    ================ ================================== ===========================================
+
+    A restricted S understates the uncertainty of crossed factors and of their variances. The divergence costs q s³ for
+    independent levels, and for a kernel over levels q² with fixed entries, q³ with parameters. The posterior has the
+    default dtype of torch, as other layers; θ and the divergence are float64.
+
+    Args:
+        effects: Levels, effects of a level, and G.
+        posterior: ``"mean_field"``, ``"block"`` or ``"full"``; it starts at mean zero and the prior's variances.
+
+    Raises:
+        TypeError: ``effects`` is not `Effects`.
+        ValueError: There is no such posterior.
+        NotPositiveDefinite: G has a singular kernel.
+        MemoryError: A full posterior, or the precision of a kernel, does not fit.
+
+    Example:
+        >>> import torch
+        >>> from openreml_nn.nn import Effects, RandomEffect
+        >>> sites = RandomEffect(Effects(["north", "south"]))
+        >>> codes = sites.effects.encode(["south", "west", "north"])
+        >>> sites(codes, sample=False).tolist()
+        [0.0, 0.0, 0.0]
+        >>> loss = torch.nn.functional.softplus(sites(codes)).mean() + sites.kl() / 3
+
+    Source: Kingma & Welling (2014), ICLR; local draws: Kingma, Salimans & Welling (2015), NeurIPS 28, 2575-2583.
+    """
+
+    def __init__(self, effects: Effects, posterior: str = "mean_field") -> None:
+        super().__init__()
+        if not isinstance(effects, Effects):
+            raise TypeError(f"`RandomEffect` needs `Effects`, got {type(effects).__name__}.")
+        if posterior not in POSTERIORS:
+            raise ValueError(
+                f"`RandomEffect` has the posteriors {', '.join(map(repr, POSTERIORS))}, got {posterior!r}."
+            )
+        self.effects = effects
+        self.prior = Prior(effects.G, effects.num_levels)
+        variances = effects.G.diagonal(effects.G.theta.detach())
+        scale = variances.sqrt().reshape(effects.num_effects, effects.num_levels).mT
+        self.posterior = POSTERIORS[posterior](scale.to(torch.get_default_dtype(), copy=True))
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, codes: Tensor, design: Tensor | None = None, *, sample: bool | None = None, shared: bool = False
+    ) -> Tensor:
+        """z'b of each row, shape (m,).
+
+        A level that is not in the vocabulary (code −1) has mean 0, and is drawn from the prior of an average level.
+
+        Args:
+            codes: Level of each row, shape (m,), integers from −1.
+            design: Values of the effects, shape (m, s), through which gradients flow; ones for one effect.
+            sample: Draw b from the posterior rather than take its mean; as `torch.nn.Dropout`, in training when left
+                out.
+            shared: Rows of one level get the same draw of b, for a loss that joins rows. A loss that adds up over rows
+                has the same expectation with a draw for each row, and gradients of less variance.
+        """
+        codes, design = self._checked(codes, design)
+        if not self._drawn(sample):
+            return self._mean(codes, design)
+        if shared:
+            b = self._draw(codes, shared)
+            return b[:, 0] if design is None else (design * b).sum(1)
+        mean = self._mean(codes, design)
+        return mean + self._deviation(codes, design) * torch.randn_like(mean)
+
+    def effects_of(self, codes: Tensor, *, sample: bool | None = None, shared: bool = False) -> Tensor:
+        """The s effects b of the level of each row, shape (m, s), as for the channels of a feature map.
+
+        Args:
+            codes: Level of each row, shape (m,), integers from −1.
+            sample: As of a call of the layer.
+            shared: As of a call of the layer.
+        """
+        codes = self._checked(codes, self.posterior.mean.new_ones(len(codes), self.effects.num_effects))[0]
+        known = (codes >= 0)[:, None]
+        if self._drawn(sample):
+            return self._draw(codes, shared)
+        return torch.where(known, self.posterior.mean[codes.clamp(min=0)], 0.0)
+
+    def moments(self, codes: Tensor, design: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of z'b under the posterior, each of shape (m,); an unknown level has its prior's."""
+        codes, design = self._checked(codes, design)
+        return self._mean(codes, design), self._deviation(codes, design).square()
+
+    # ---- the divergence, and what was learned ------------------------------------------------------------------------
+
+    def kl(self) -> Tensor:
+        """KL(q(b) || N(0, G(θ))) of all levels, in closed form, differentiable in m, S and θ.
+
+        Raises:
+            NotPositiveDefinite: G has no Cholesky factor.
+        """
+        return self.posterior.kl(self.prior.precision(self.effects.G))
+
+    def table(self) -> pd.DataFrame:
+        """Effect, level, mean and standard deviation of each effect under the posterior."""
+        q, names = self.effects.num_levels, self.effects.effects
+        with torch.no_grad():
+            mean, sd = (x.mT.flatten().cpu().numpy() for x in (self.posterior.mean, self.posterior.deviations()))
+        return pd.DataFrame(
+            {"effect": np.repeat(names, q), "level": self.effects.level_names * len(names), "mean": mean, "sd": sd}
+        )
+
+    # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _drawn(self, sample: bool | None) -> bool:
+        return self.training if sample is None else sample
+
+    def _checked(self, codes: Tensor, design: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Codes as int64 and the design in the dtype of the posterior, with its gradient."""
+        entry = codes if design is None else (codes, design)
+        codes, _ = self.effects.entry(entry, len(codes), type(self).__name__, unknown=True)
+        return codes, None if design is None else design.to(self.posterior.mean)
+
+    def _mean(self, codes: Tensor, design: Tensor | None) -> Tensor:
+        b = self.posterior.mean[codes.clamp(min=0)]
+        return torch.where(codes >= 0, b[:, 0] if design is None else (design * b).sum(1), 0.0)
+
+    def _deviation(self, codes: Tensor, design: Tensor | None) -> Tensor:
+        """Standard deviation of z'b, shape (m,)."""
+        known = self.posterior.deviation(codes.clamp(min=0), design)
+        root = self._root_of_unknown(codes)
+        if root is None:
+            return known
+        prior = root[0, 0] if design is None else torch.linalg.vector_norm(design @ root, dim=1)
+        return torch.where(codes >= 0, known, prior)
+
+    def _draw(self, codes: Tensor, shared: bool) -> Tensor:
+        """b of each row, shape (m, s)."""
+        places = codes.clamp(min=0)
+        known = self.posterior.mean[places] + self.posterior.noise(places, shared)
+        root = self._root_of_unknown(codes)
+        return known if root is None else torch.where((codes >= 0)[:, None], known, torch.randn_like(known) @ root.mT)
+
+    def _root_of_unknown(self, codes: Tensor) -> Tensor | None:
+        """Cholesky factor of the prior of an average level, shape (s, s); None where all levels are known."""
+        if not bool((codes < 0).any()):
+            return None
+        return torch.linalg.cholesky(average_level(self.effects.G, self.effects.num_levels)).to(self.posterior.mean)
