@@ -1,0 +1,179 @@
+"""Scores of predicted distributions over batches of rows, of all rows or of those of known or of new levels."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from openreml_nn.metrics.base import SummedMetric
+from openreml_nn.metrics.functional.prediction import (
+    covered_rows,
+    deviations,
+    log_density_losses,
+    normal_quantile,
+)
+
+ROWS = ("new", "known", "all")
+
+
+class RowScore(SummedMetric):
+    """Base class of means over rows: one sum for rows of new levels, one for known levels, one for unmarked rows.
+
+    Args:
+        state: Name of the state.
+        rows: Rows that `compute` takes the mean over: ``"all"``, those of ``"known"`` levels, whose random effects
+            were predicted, or those of ``"new"`` levels.
+        kwargs: Those of ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, state: str, rows: Literal["all", "known", "new"] = "all", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if rows not in ROWS:
+            raise ValueError(f"`{type(self).__name__}` takes rows='all', 'known' or 'new', got {rows!r}.")
+        self.rows, self.state = rows, state
+        self.add_state(state, torch.zeros(3, 2, dtype=torch.float64), "sum")
+
+    def add(self, scores: Tensor, known: Tensor | None, shape: torch.Size) -> None:
+        """Add scores of shape (n,) to the sums; ``shape`` is that of the rows before they were made flat."""
+        kind = self._kinds(scores, known, shape)
+        member = torch.arange(3, device=scores.device)[:, None] == kind
+        sums = torch.stack([member.to(scores).sum(1), torch.where(member, scores, 0.0).sum(1)], dim=1)
+        setattr(self, self.state, getattr(self, self.state) + sums)
+
+    def _kinds(self, scores: Tensor, known: Tensor | None, shape: torch.Size) -> Tensor:
+        """0 for rows of new levels, 1 for rows of known levels, 2 where that is not said."""
+        name = type(self).__name__
+        if known is None:
+            if self.rows != "all":
+                raise ValueError(f"`{name}(rows={self.rows!r})` needs the mask `known` of rows of known levels.")
+            return torch.full_like(scores, 2, dtype=torch.long)
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            raise TypeError(f"`{name}` needs a tensor of truth values as `known`, got {known!r}.")
+        if known.shape != shape:
+            raise ValueError(
+                f"`{name}` needs a truth value in `known` for each row, got shape {tuple(known.shape)} for rows of "
+                f"shape {tuple(shape)}."
+            )
+        return known.flatten().long()
+
+    def compute(self) -> Tensor:
+        """The mean over the rows, a number; NaN where there were rows, but none of these.
+
+        Raises:
+            ValueError: There was no update.
+        """
+        sums = getattr(self, self.state)
+        self.require_updates(sums[:, 0].sum())
+        count, total = sums.sum(0) if self.rows == "all" else sums[ROWS.index(self.rows)]
+        return self.value(total / count)
+
+    def value(self, mean: Tensor) -> Tensor:
+        """What `compute` gives for a mean score: the mean itself."""
+        return mean
+
+
+class NegativeLogPredictiveDensity(RowScore):
+    """Mean of −log p(y) over rows; see `functional.negative_log_predictive_density`.
+
+    Args:
+        rows: ``"all"`` rows, those of ``"known"`` levels or those of ``"new"`` levels.
+        kwargs: Those of ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> metric = NegativeLogPredictiveDensity(rows="new")
+        >>> metric.update(torch.zeros(2), torch.tensor([9.0, 0.0]), 1.0, known=torch.tensor([True, False]))
+        >>> metric.compute()
+        tensor(0.9189, dtype=torch.float64)
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+
+    def __init__(self, rows: Literal["all", "known", "new"] = "all", **kwargs: Any) -> None:
+        super().__init__("log_density_losses", rows, **kwargs)
+
+    def update(self, preds: Tensor, target: Tensor, variance: Tensor | float, known: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            preds: Predicted means, shape (n,) or any other.
+            target: Observations, of the same shape.
+            variance: Variances of the observations about their predictions, of the same shape, or one for all.
+            known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
+
+        Raises:
+            TypeError: An argument is no real tensor, or ``known`` not one of truth values.
+            ValueError: Shapes differ, a value is missing or infinite, or a variance is not greater than 0.
+        """
+        losses = log_density_losses("NegativeLogPredictiveDensity", preds, target, variance)
+        self.add(losses, known, preds.shape)
+
+
+class IntervalCoverage(RowScore):
+    """Share of rows in their prediction intervals; see `functional.interval_coverage`.
+
+    Args:
+        level: Nominal coverage, between 0 and 1.
+        rows: ``"all"`` rows, those of ``"known"`` levels or those of ``"new"`` levels.
+        kwargs: Those of ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(self, level: float = 0.95, rows: Literal["all", "known", "new"] = "all", **kwargs: Any) -> None:
+        # the level is in the name, so that counts at different levels are neither merged nor shared in a collection
+        super().__init__(f"covered_{float(level)}".replace(".", "_"), rows, **kwargs)
+        normal_quantile("IntervalCoverage", level)
+        self.level = level
+
+    def update(self, preds: Tensor, target: Tensor, variance: Tensor | float, known: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            preds: Predicted means, shape (n,) or any other.
+            target: Observations, of the same shape.
+            variance: Variances of the observations about their predictions, of the same shape, or one for all.
+            known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
+
+        Raises:
+            TypeError: An argument is no real tensor, or ``known`` not one of truth values.
+            ValueError: Shapes differ, a value is missing or infinite, or a variance is negative.
+        """
+        self.add(covered_rows("IntervalCoverage", preds, target, variance, self.level), known, preds.shape)
+
+
+class IntervalWidth(RowScore):
+    """Mean width of prediction intervals; see `functional.interval_width`.
+
+    Args:
+        level: Nominal coverage, between 0 and 1.
+        rows: ``"all"`` rows, those of ``"known"`` levels or those of ``"new"`` levels.
+        kwargs: Those of ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(self, level: float = 0.95, rows: Literal["all", "known", "new"] = "all", **kwargs: Any) -> None:
+        super().__init__("predicted_deviations", rows, **kwargs)
+        self.level, self.quantile = level, normal_quantile("IntervalWidth", level)
+
+    def update(self, variance: Tensor, known: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            variance: Variances of the observations about their predictions, shape (n,) or any other.
+            known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
+
+        Raises:
+            TypeError: ``variance`` is no real tensor, or ``known`` not one of truth values.
+            ValueError: Shapes differ, or a variance is negative, missing or infinite.
+        """
+        self.add(deviations("IntervalWidth", variance), known, variance.shape)
+
+    def value(self, mean: Tensor) -> Tensor:
+        return 2.0 * self.quantile * mean
