@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.solvers.fixed_effects import FixedEffects
+from openreml_nn.solvers.ranks import Ranks
 from openreml_nn.solvers.terms import RandomTerm
 
 COLUMNS_AT_ONCE = 512  # of a matrix of n rows that is made for a diagonal only
@@ -42,6 +43,14 @@ class Solver(ABC):
         if refusal is not None:
             raise ValueError(f"The {self.name} solver cannot take this V: {refusal} Take solver='auto' or 'dense'.")
 
+    def whole_terms(self, V: Matrix) -> list[str] | None:
+        """Which terms of V must have all records of a level on one process, where several processes share the rows.
+
+        Returns:
+            Their names, none where the rows may be spread in any way; None where each process needs all rows.
+        """
+        return None
+
     @abstractmethod
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "Problem":
         """Do once what depends on the data alone.
@@ -57,6 +66,19 @@ class Solver(ABC):
             MemoryError: The problem does not fit.
         """
 
+    def prepare_shared(self, V: Matrix, y: Tensor, X: Tensor | None, ranks: Ranks, *, rank: str = "drop") -> "Problem":
+        """As ``prepare`` where several processes share the rows: V, y and X are those of the rows of this one.
+
+        Raises:
+            ValueError: As ``prepare``, on all processes; or this solver needs all rows on each.
+        """
+        if ranks.size == 1:
+            return self.prepare(V, y, X, rank=rank)
+        raise ValueError(
+            f"The {self.name} solver needs all rows on each process, and they are spread over {ranks.size}. Give each "
+            f"process all rows, or take a solver that shares them: 'mixed_model_equations' or 'blocks'."
+        )
+
 
 class Problem(ABC):
     """A prepared problem: V, and y and X centred by an orthonormal basis U of X.
@@ -67,15 +89,26 @@ class Problem(ABC):
     """
 
     def __init__(self, V: Matrix, fixed: FixedEffects) -> None:
-        if V.shape != (fixed.n, fixed.n):
-            raise ValueError(f"V must be of shape ({fixed.n}, {fixed.n}) for {fixed.n} observations, got {V.shape}.")
+        n = fixed.n_here
+        if V.shape != (n, n):
+            raise ValueError(f"V must be of shape ({n}, {n}) for {n} observations, got {V.shape}.")
         self.V = V
         self.fixed = fixed
 
     @property
     def n(self) -> int:
-        """Number of observations."""
+        """Number of observations, of all processes."""
         return self.fixed.n
+
+    @property
+    def n_here(self) -> int:
+        """Number of observations of this process: the rows of V, y and X."""
+        return self.fixed.n_here
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the rows."""
+        return self.fixed.ranks
 
     @property
     def p(self) -> int:

@@ -5,7 +5,8 @@ of `gaussian_terms`, cut to the block and summed over the copies: for a log|V| +
 
     L'⁻¹ (a r I − b Σ Q Q' − c Σ w w') L⁻¹,   Q = L⁻¹U M^{−½},   w = L⁻¹(e − U γ̂),   M = U'V⁻¹U,
 
-r the number of copies and the sums over them.
+r the number of copies and the sums over them. Where several processes share the rows, each has whole blocks: M, the
+three numbers and L⁻¹U'w are sums over all of them, everything else is of its own blocks.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.autograd import Function
 from torch.linalg import solve_triangular
 
 from openreml_nn.solvers.block_pattern import BlockPattern
+from openreml_nn.solvers.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class BlockFactor:
         w: L⁻¹(e − U γ̂), shape (N, 1).
         Lm: Cholesky factor of M = U'V⁻¹U, shape (p, p).
         gamma: γ̂, shape (p,).
+        logdet: log|V|.
+        ranks: The processes that share the rows.
     """
 
     pattern: BlockPattern
@@ -38,23 +42,32 @@ class BlockFactor:
     w: Tensor
     Lm: Tensor
     gamma: Tensor
+    logdet: Tensor
+    ranks: Ranks
 
     @classmethod
-    def of(cls, pattern: BlockPattern, F: Tensor, blocks: list[Tensor]) -> "BlockFactor":
+    def of(cls, pattern: BlockPattern, F: Tensor, blocks: list[Tensor], ranks: Ranks) -> "BlockFactor":
         """Factor the blocks; F is [U e] in the order of the groups, shape (N, p + 1)."""
-        L = [torch.linalg.cholesky(V) for V in blocks]
-        W = forwards(pattern, L, F)
-        W, w = W[:, :-1], W[:, -1:]
-        Lm = torch.linalg.cholesky(W.mT @ W)
+        p = F.shape[1] - 1
+        try:
+            L = [torch.linalg.cholesky(V) for V in blocks]
+            W = forwards(pattern, L, F)
+            logdet = 2.0 * sum(_logdets(L, pattern), start=F.new_zeros(()))
+            M, logdet = ranks.sums(W[:, :p].mT @ W[:, :p], logdet)
+        except torch.linalg.LinAlgError:
+            ranks.sums(F.new_full((p, p), torch.nan), F.new_full((), torch.nan))  # the others are told
+            raise
+        if ranks.size > 1 and bool(logdet.isnan()):
+            raise torch.linalg.LinAlgError("A block of another process has no Cholesky factor.")
+        W, w = W[:, :p], W[:, p:]
+        Lm = torch.linalg.cholesky(M)
         Q = solve_triangular(Lm.mT, W, upper=True, left=False)
-        t = Q.mT @ w
-        return cls(pattern, L, Q, w - Q @ t, Lm, solve_triangular(Lm.mT, t, upper=True)[:, 0])
+        t = ranks.sum(Q.mT @ w)
+        return cls(pattern, L, Q, w - Q @ t, Lm, solve_triangular(Lm.mT, t, upper=True)[:, 0], logdet, ranks)
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """(log|V|, log|U'V⁻¹U|, e'Pe)."""
-        logdets = [(L.diagonal(dim1=1, dim2=2).log().sum(1) * group.copies).sum()
-                   for L, group in zip(self.L, self.pattern.groups, strict=True)]  # fmt: skip
-        return 2.0 * torch.stack(logdets).sum(), 2.0 * self.Lm.diagonal().log().sum(), self.w.square().sum()
+        return self.logdet, 2.0 * self.Lm.diagonal().log().sum(), self.ranks.sum(self.w.square().sum())
 
     def gradients(self, a: Tensor | float, b: Tensor | float, c: Tensor | float) -> list[Tensor]:
         """∂(a log|V| + b log|U'V⁻¹U| + c e'Pe)/∂V of each group, shape (P, m, m)."""
@@ -87,16 +100,16 @@ def backwards(pattern: BlockPattern, L: list[Tensor], flat: Tensor) -> Tensor:
 
 
 class BlockTerms(Function):
-    """(log|V|, log|U'V⁻¹U|, e'Pe) and, not differentiable, (Q, w, Lm, γ̂, L…), by inputs pattern, [U e] and the blocks.
+    """(log|V|, log|U'V⁻¹U|, e'Pe) and, not differentiable, (Q, w, Lm, γ̂, L…), by pattern, ranks, [U e] and the blocks.
 
     A second derivative factors the blocks again, by operations that automatic differentiation follows.
     """
 
     @staticmethod
-    def forward(ctx: Any, pattern: BlockPattern, F: Tensor, *blocks: Tensor) -> Any:
-        factor = BlockFactor.of(pattern, F, list(blocks))
+    def forward(ctx: Any, pattern: BlockPattern, ranks: Ranks, F: Tensor, *blocks: Tensor) -> Any:
+        factor = BlockFactor.of(pattern, F, list(blocks), ranks)
         aside = (factor.Q, factor.w, factor.Lm, factor.gamma, *factor.L)
-        ctx.pattern = pattern
+        ctx.pattern, ctx.ranks = pattern, ranks
         ctx.mark_non_differentiable(*aside)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(F, *blocks, *aside)
@@ -108,21 +121,29 @@ class BlockTerms(Function):
         F, blocks, (Q, w, Lm, gamma), L = _cut(ctx.saved_tensors, 1, count, 4, count)
         a, b, c = (0.0 if grad is None else grad for grad in grads[:3])
         if torch.is_grad_enabled():
-            factor = BlockFactor.of(pattern, F[0], blocks)
+            factor = BlockFactor.of(pattern, F[0], blocks, ctx.ranks)
         else:
-            factor = BlockFactor(pattern, L, Q, w, Lm, gamma)
-        gF = factor.gradient_of_F(b, c) if ctx.needs_input_grad[1] else None
-        return None, gF, *factor.gradients(a, b, c)
+            factor = BlockFactor(pattern, L, Q, w, Lm, gamma, F[0].new_zeros(()), ctx.ranks)
+        gF = factor.gradient_of_F(b, c) if ctx.needs_input_grad[2] else None
+        return None, None, gF, *factor.gradients(a, b, c)
 
 
-def block_factor(pattern: BlockPattern, F: Tensor, blocks: list[Tensor]) -> tuple[tuple[Tensor, ...], BlockFactor]:
+def block_factor(
+    pattern: BlockPattern, F: Tensor, blocks: list[Tensor], ranks: Ranks
+) -> tuple[tuple[Tensor, ...], BlockFactor]:
     """The three terms, differentiable in every mode of autograd, and the factor."""
     if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (F, *blocks)):
-        factor = BlockFactor.of(pattern, F, blocks)
+        factor = BlockFactor.of(pattern, F, blocks, ranks)
         return factor.terms(), factor
-    terms = BlockTerms.apply(pattern, F, *blocks)
+    terms = BlockTerms.apply(pattern, ranks, F, *blocks)
     three, (Q, w, Lm, gamma), L = _cut(terms, 3, 4, len(blocks))
-    return tuple(three), BlockFactor(pattern, L, Q, w, Lm, gamma)
+    return tuple(three), BlockFactor(pattern, L, Q, w, Lm, gamma, three[0].detach(), ranks)
+
+
+def _logdets(L: list[Tensor], pattern: BlockPattern) -> list[Tensor]:
+    """½ log|V| of the blocks of each group."""
+    return [(l.diagonal(dim1=1, dim2=2).log().sum(1) * group.copies).sum()
+            for l, group in zip(L, pattern.groups, strict=True)]  # fmt: skip
 
 
 def _cut(values: tuple[Tensor, ...], *sizes: int) -> list[list[Tensor]]:

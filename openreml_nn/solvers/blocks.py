@@ -1,4 +1,7 @@
-"""The block solver: V block diagonal after sorting rows, by subject for one, each pattern of block factored once."""
+"""The block solver: V block diagonal after sorting rows, by subject for one, each pattern of block factored once.
+
+Several processes share the rows by block; what they tell each other at an evaluation are sums of p² + k² numbers.
+"""
 
 from functools import cached_property
 
@@ -12,6 +15,7 @@ from openreml_nn.solvers.block_pattern import BlockGroup, block_sizes, find_patt
 from openreml_nn.solvers.block_terms import backwards, block_factor, forwards
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.terms import RandomTerm
 
 
@@ -35,9 +39,19 @@ class BlockSolver(Solver):
         return (f"at most Σ m³ = {(sizes**3).sum():.1e} multiplications for {len(sizes)} blocks of m ≤ "
                 f"{sizes.max():.0f} rows, equal blocks once")  # fmt: skip
 
+    def whole_terms(self, V: Matrix) -> list[str] | None:
+        designs = linking_designs(V)
+        return None if isinstance(designs, str) else [name for name, _ in designs]
+
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "BlockProblem":
         self.require(V)
-        return BlockProblem(V, prepare_fixed_effects(y, X, rank))
+        return self.prepare_shared(V, y, X, ALONE, rank=rank)
+
+    def prepare_shared(
+        self, V: Matrix, y: Tensor, X: Tensor | None, ranks: Ranks, *, rank: str = "drop"
+    ) -> "BlockProblem":
+        fixed = prepare_fixed_effects(y, X, rank, ranks)
+        return ranks.together(lambda: BlockProblem(V, fixed))
 
 
 class BlockProblem(Problem):
@@ -71,7 +85,8 @@ class BlockEvaluation(Evaluation):
     def __init__(self, problem: BlockProblem, theta: Tensor) -> None:
         self.problem, self.theta = problem, theta
         try:
-            terms, factor = block_factor(problem.pattern, problem.F, problem.blocks(theta))
+            blocks = problem.blocks(problem.ranks.shared(theta))
+            terms, factor = block_factor(problem.pattern, problem.F, blocks, problem.ranks)
         except torch.linalg.LinAlgError as error:
             raise NotPositiveDefinite(_where_it_fails(problem, theta)) from error
         self.logdet_V, logdet_M, self.yPy = terms
@@ -96,16 +111,17 @@ class BlockEvaluation(Evaluation):
 
     def project(self, rhs: Tensor) -> Tensor:
         W = self._half(rhs)
-        return self._rows(W - self.factor.Q @ (self.factor.Q.mT @ W))
+        return self._rows(W - self.factor.Q @ self.problem.ranks.sum(self.factor.Q.mT @ W))
 
     def inner(self, rhs: Tensor) -> Tensor:
         W = self._half(rhs)
-        q = self.factor.Q.mT @ W
-        return W.mT @ W - q.mT @ q
+        whole, q = self.problem.ranks.sums(W.mT @ W, self.factor.Q.mT @ W)
+        return whole - q.mT @ q
 
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
         W = self._half(rhs)
-        return W.square().sum(0) - (self.factor.Q.mT @ W).square().sum(0)
+        whole, q = self.problem.ranks.sums(W.square().sum(0), self.factor.Q.mT @ W)
+        return whole - q.square().sum(0)
 
     def working_variates(self) -> Tensor:
         pattern = self.problem.pattern
@@ -115,6 +131,9 @@ class BlockEvaluation(Evaluation):
             for dV, Pe in zip(pattern.blocks(derivatives.mT), pattern.split(self._Pe), strict=True)
         ]
         return torch.cat(parts, dim=1)[:, pattern.place].mT
+
+    def ZtPy(self, term: RandomTerm) -> Tensor:
+        return self._of_levels(term, super().ZtPy(term))
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
         Z, L = term.Z, len(term.Z.levels)  # type: ignore[arg-type]
@@ -130,7 +149,12 @@ class BlockEvaluation(Evaluation):
             for group, chol, Q in parts:
                 level, value = _explained_in_group(group, Z.codes, ZG, chol, Q)
                 total.index_add_(0, level.clamp(min=0), value * (level >= 0)[:, None])
-        return total.mT.reshape(-1)
+        return self._of_levels(term, total.mT.reshape(-1))
+
+    def _of_levels(self, term: RandomTerm, effects: Tensor) -> Tensor:
+        """Effects of all levels of a term that V has here, from those of the levels with records on this process."""
+        ranks = self.problem.ranks
+        return effects if term.name in ranks.own else ranks.sum(effects)
 
     def _half(self, rhs: Tensor) -> Tensor:
         """L⁻¹ ``rhs``, from rows to the order of the groups."""
@@ -167,7 +191,7 @@ def _where_it_fails(problem: BlockProblem, theta: Tensor) -> str:
                        zip(problem.V.param_names, problem.V.trans_params(theta).tolist(), strict=True))  # fmt: skip
     with torch.no_grad():
         infos = [torch.linalg.cholesky_ex(V).info for V in problem.blocks(theta)]
-    where = "X'V⁻¹X has no Cholesky factor"
+    where = ""
     for group, info in zip(problem.pattern.groups, infos, strict=True):
         if bool(info.any()):
             worst = int(info.ne(0).nonzero()[0])
@@ -178,5 +202,7 @@ def _where_it_fails(problem: BlockProblem, theta: Tensor) -> str:
             of = f" of {levels[0]}" if levels else ""
             where = f"its block{of}, rows {shown}, has no Cholesky factor beyond {int(info[worst]) - 1} rows"
             break
+    places = [told for told in problem.ranks.objects(where) if told]
+    where = places[0] if places else "X'V⁻¹X has no Cholesky factor"
     return (f"V is not positive definite at {values}: {where}. "
             f"Is there a residual variance, and do no two rows of a level have the same residual?")  # fmt: skip

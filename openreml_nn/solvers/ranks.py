@@ -1,0 +1,249 @@
+r"""Processes that share the rows of one problem: the one place with collectives of ``torch.distributed``.
+
+Each process has rows of its own, computes its part of a sum, and goes on with the sum over all. What follows is then
+one number that every process holds, not a number for each. Automatic differentiation is told so by two operations, each
+of which is the derivative of the other: ``sum`` adds up over the processes and passes a gradient on as it is,
+``shared`` passes a value on as it is and adds up its gradients. With θ ``shared`` and every sum over rows a ``sum``,
+first and second derivatives are whole on each process.
+"""
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+T = TypeVar("T")
+
+
+class Ranks(ABC):
+    """Base class of the processes that share the rows.
+
+    Attributes:
+        rank: Place of this process among them, from 0.
+        size: Their number.
+        own: Names of the random terms whose levels have all their records on one process. There V has a process's own
+            levels of such a term and no others; the levels of all other terms are the same everywhere.
+        sent: Bytes that this process has given to collectives.
+    """
+
+    rank: int = 0
+    size: int = 1
+    own: frozenset[str] = frozenset()
+    sent: int = 0
+
+    @abstractmethod
+    def sums(self, *parts: Tensor) -> list[Tensor]:
+        """The sum over the processes of each of some tensors, in one message; their gradients stay as they are."""
+
+    @abstractmethod
+    def shared(self, x: Tensor) -> Tensor:
+        """A tensor that all processes hold, as it is; its gradients are added up over the processes."""
+
+    @abstractmethod
+    def largest(self, x: Tensor) -> Tensor:
+        """The elementwise maximum over the processes, not differentiable."""
+
+    @abstractmethod
+    def first(self, x: Tensor) -> Tensor:
+        """The tensor of the first process, not differentiable; shape and dtype are the same everywhere."""
+
+    @abstractmethod
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """The tensors of all processes, which may differ in their first dimension; not differentiable."""
+
+    @abstractmethod
+    def objects(self, x: T) -> list[T]:
+        """An object of each process."""
+
+    @abstractmethod
+    def to_first(self, x: T) -> list[T]:
+        """An object of each process on the first one, an empty list on the others."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the processes; its gradient stays as it is."""
+        return self.sums(x)[0]
+
+    def count(self, number: int) -> int:
+        """The sum of an integer over the processes."""
+        return sum(self.objects(number))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of work without messages; where it fails on any process, all raise the error of the first of them.
+
+        Args:
+            work: Called once, on each process.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            if self.size == 1:
+                raise
+            error = raised
+        self.agree(error)
+        return result  # type: ignore[return-value]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on all processes where one has an error: that of the first of them, with its place.
+
+        Args:
+            error: What went wrong on this process; None where nothing did.
+        """
+        verdicts = self.objects(None if error is None else (type(error), str(error)))
+        failed = [(place, verdict) for place, verdict in enumerate(verdicts) if verdict is not None]
+        if not failed:
+            return
+        place, (kind, text) = failed[0]
+        where = "" if len(set(verdicts)) == 1 else f" (On process {place + 1} of {self.size}.)"
+        try:
+            told = kind(text + where)
+        except TypeError:  # an error that is made from more than a text
+            told = RuntimeError(f"{kind.__name__}: {text}{where}")
+        raise told from error
+
+
+class Alone(Ranks):
+    """One process that has all rows."""
+
+    def sums(self, *parts: Tensor) -> list[Tensor]:
+        return list(parts)
+
+    def shared(self, x: Tensor) -> Tensor:
+        return x
+
+    def largest(self, x: Tensor) -> Tensor:
+        return x
+
+    def first(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+    def objects(self, x: T) -> list[T]:
+        return [x]
+
+    def to_first(self, x: T) -> list[T]:
+        return [x]
+
+
+ALONE = Alone()
+
+
+class ProcessGroup(Ranks):
+    """The processes of a group of ``torch.distributed``.
+
+    Args:
+        own: Names of the random terms whose levels are whole on one process each.
+        group: The group; the default one when left out.
+    """
+
+    def __init__(self, own: Iterable[str] = (), group: Any = None) -> None:
+        self.own, self.group = frozenset(own), group
+        self.rank, self.size, self.sent = dist.get_rank(group), dist.get_world_size(group), 0
+        self._first = 0 if group is None else dist.get_global_rank(group, 0)
+
+    def sums(self, *parts: Tensor) -> list[Tensor]:
+        total = _Sum.apply(self, torch.cat([part.reshape(-1) for part in parts]))
+        pieces = total.split([part.numel() for part in parts])
+        return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+
+    def shared(self, x: Tensor) -> Tensor:
+        return _Shared.apply(self, x)
+
+    def largest(self, x: Tensor) -> Tensor:
+        return self._reduced(x, dist.ReduceOp.MAX)
+
+    def first(self, x: Tensor) -> Tensor:
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        self._count(x if self.rank == 0 else x[:0])
+        dist.broadcast(x, self._first, group=self.group)
+        return x
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        x = x.detach().contiguous()
+        lengths = [int(length) for length in self._equal(torch.tensor([len(x)], device=self._device(x)))]
+        padded = x.new_zeros((max(lengths), *x.shape[1:]))
+        padded[: len(x)] = x
+        return [part[:length] for part, length in zip(self._equal(padded), lengths, strict=True)]
+
+    def objects(self, x: T) -> list[T]:
+        return [_unpickled(part) for part in self.gather(self._pickled(x))]
+
+    def to_first(self, x: T) -> list[T]:
+        data = self._pickled(x)
+        longest = int(self.largest(torch.tensor(len(data) + 8, device=data.device)))
+        padded = data.new_zeros(longest)
+        padded[:8] = torch.tensor([len(data)]).view(torch.uint8).to(data)
+        padded[8 : 8 + len(data)] = data
+        self._count(data)
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(padded, parts, self._first, group=self.group)
+        return [_unpickled(part[8 : 8 + int(part[:8].cpu().view(torch.int64))]) for part in parts or []]
+
+    # ---- messages ----------------------------------------------------------------------------------------------------
+
+    def _reduced(self, x: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        self._count(total)
+        dist.all_reduce(total, operation, group=self.group)
+        return total
+
+    def _equal(self, x: Tensor) -> list[Tensor]:
+        """The tensors of all processes, of one shape."""
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        self._count(x)
+        dist.all_gather(parts, x, group=self.group)
+        return parts
+
+    def _pickled(self, x: Any) -> Tensor:
+        data = torch.frombuffer(bytearray(pickle.dumps(x)), dtype=torch.uint8)
+        return data.to(self._device(data))
+
+    def _device(self, x: Tensor) -> torch.device:
+        """Where a message is sent from: NCCL takes tensors on a GPU only."""
+        return torch.device("cuda") if dist.get_backend(self.group) == "nccl" else x.device
+
+    def _count(self, x: Tensor) -> None:
+        self.sent += x.numel() * x.element_size()
+
+
+def processes(own: Iterable[str] = ()) -> Ranks:
+    """The processes of the default group of ``torch.distributed``; `ALONE` where there is none, or one process in it.
+
+    Args:
+        own: Names of the random terms whose levels are whole on one process each.
+    """
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return ProcessGroup(own) if several else ALONE
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, ranks: ProcessGroup, x: Tensor) -> Tensor:
+        ctx.ranks = ranks
+        return ranks._reduced(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, _Shared.apply(ctx.ranks, grads[0])
+
+
+class _Shared(Function):
+    @staticmethod
+    def forward(ctx: Any, ranks: ProcessGroup, x: Tensor) -> Tensor:
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, _Sum.apply(ctx.ranks, grads[0])
+
+
+def _unpickled(data: Tensor) -> Any:
+    return pickle.loads(data.cpu().numpy().tobytes())
