@@ -65,7 +65,7 @@ class Matrix(nn.Module, ABC):
         self._shape = (int(shape[0]), int(shape[1]))
         self._param_names = _checked_names(param_names, type(self).__name__)
         self._trans = _checked_transforms(trans, len(self._param_names), type(self).__name__)
-        self._groups = _groups_of_equal(self._trans)
+        self._groups, self._back = _groups_of_equal(self._trans)
         self._grad_mode = "default"
         self.raw = _Box()
         self._register_parameters(start)
@@ -259,8 +259,7 @@ class Matrix(nn.Module, ABC):
     @property
     def free_index(self) -> list[int]:
         """Indices of the parameters that are not fixed."""
-        fixed = set(self.no_grad_index)
-        return [i for i in range(self.num_params) if i not in fixed]
+        return [i for i, p in enumerate(self.theta_parameters()) if p.requires_grad]
 
     def set_no_grad(
         self, index: int | Sequence[int] | None = None, param_name: str | Sequence[str] | None = None
@@ -317,8 +316,8 @@ class Matrix(nn.Module, ABC):
         Raises:
             ValueError: Keys are missing or unexpected, or a value does not have one element.
         """
-        if not isinstance(param_dict, Mapping):
-            if isinstance(param_dict, Tensor) and param_dict.ndim == 1 and len(param_dict) != self.num_params:
+        if isinstance(param_dict, Tensor) or not isinstance(param_dict, Mapping):
+            if isinstance(param_dict, Tensor) and param_dict.ndim == 1 and len(param_dict) != len(self._param_names):
                 raise ValueError(f"`{self._name}` needs {self.num_params} parameters, got {len(param_dict)}.")
             return param_dict
         missing = [name for name in self._param_names if name not in param_dict]
@@ -346,19 +345,22 @@ class Matrix(nn.Module, ABC):
 
     def trans_params(self, params: Params) -> Tensor:
         """The natural parameters f_k(θ_k), same shape as ``params``."""
-        return self._elementwise(params, lambda t, x: x if t is None else t.forward(x))
+        return self._elementwise(params, lambda t, x: t.forward(x), lambda x: x)
 
     def trans_grad(self, params: Params) -> Tensor:
         """The derivatives f_k'(θ_k), same shape as ``params``; ones without transforms."""
-        return self._elementwise(params, lambda t, x: torch.ones_like(x) if t is None else t.grad(x))
+        return self._elementwise(params, lambda t, x: t.grad(x), torch.ones_like)
 
-    def _elementwise(self, params: Params, apply: Callable[[Transform | None, Tensor], Tensor]) -> Tensor:
+    def _elementwise(
+        self, params: Params, apply: Callable[[Transform, Tensor], Tensor], without: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         flat = self.from_param_dict(params)
-        if self._groups is None or not self.num_params:
-            return apply(self._trans[0] if self._trans else None, flat)
-        parts = [apply(t, flat[index]) for t, index in self._groups]
-        order = [i for _, index in self._groups for i in index]
-        return torch.cat(parts)[_inverse_permutation(order)]
+        if not self._groups:
+            return without(flat)
+        if len(self._groups) == 1:
+            return apply(self._groups[0][0], flat)
+        parts = torch.cat([apply(t, flat[index]) for t, index in self._groups])
+        return parts if self._back is None else parts[self._back]
 
     def _transforms(self) -> list[Transform | None]:
         if not self._trans:
@@ -528,19 +530,22 @@ def _checked_index(index: Any, count: int) -> set[int]:
     return set(given)
 
 
-def _groups_of_equal(trans: list[Transform] | None) -> list[tuple[Transform, list[int]]] | None:
-    """Indices of equal transforms together, so that each is applied once; None where one serves all."""
-    if not trans or all(t == trans[0] for t in trans):
-        return None
-    groups: list[tuple[Transform, list[int]]] = []
-    for i, t in enumerate(trans):
-        group = next((index for other, index in groups if other == t), None)
-        if group is None:
-            groups.append((t, [i]))
+def _groups_of_equal(
+    trans: list[Transform] | None,
+) -> tuple[list[tuple[Transform, slice | Tensor]], Tensor | None]:
+    """The different transforms with the parameters of each, so that each is applied once, and the way back.
+
+    Parameters are a slice where they follow each other. The way back is the place of each parameter when groups stand
+    one after the other; None where they are in order then.
+    """
+    different: list[tuple[Transform, list[int]]] = []
+    for i, t in enumerate(trans or []):
+        own = next((own for other, own in different if other == t), None)
+        if own is None:
+            different.append((t, [i]))
         else:
-            group.append(i)
-    return groups
-
-
-def _inverse_permutation(order: list[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
+            own.append(i)
+    order = [i for _, own in different for i in own]
+    groups = [(t, slice(own[0], own[-1] + 1) if own[-1] - own[0] < len(own) else torch.tensor(own))
+              for t, own in different]  # fmt: skip
+    return groups, None if order == sorted(order) else torch.argsort(torch.tensor(order))

@@ -32,7 +32,7 @@ def operands_of(V: Matrix, theta: Tensor) -> list[tuple[str, Matrix, Tensor]]:
     """Name, matrix and parameters of each operand of a `Sum`; of V itself, without a name, otherwise."""
     if not isinstance(V, Sum):
         return [("", V, theta)]
-    return [(name, V.operand(name), own) for name, own in zip(V.operand_names, V.split(theta), strict=True)]
+    return [(name, *part) for name, part in zip(V.operand_names, V.parts(theta), strict=True)]
 
 
 def propagated_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
@@ -40,8 +40,8 @@ def propagated_terms(V: Matrix, theta: Tensor) -> list[RandomTerm]:
     terms = []
     for name, operand, own in operands_of(V, theta):
         if isinstance(operand, CovariancePropagation):
-            z, g = operand.split(own)
-            terms.append(RandomTerm(name, operand.Z, operand.G, z, g))
+            (Z, z), (G, g) = operand.parts(own)
+            terms.append(RandomTerm(name, Z, G, z, g))
     return terms
 
 

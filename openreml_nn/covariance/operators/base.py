@@ -33,14 +33,14 @@ class Operator(Matrix):
     def __init__(self, *operands: Any, **named: Any) -> None:
         given = _named_operands(type(self).__name__, operands, named)
         matrices = list(given.values())
-        names, trans, owners, index = _layout(given)
+        names, trans, self._index = _layout(given)
         super().__init__(self._shape_of(matrices), names, trans)
         self.operands = _Box()
+        self._keys = {name: _key(name) for name in given}
         for name, matrix in given.items():
-            self.operands.add_module(_key(name), matrix)
-        self._operand_names = list(given)
-        self._owners = owners
-        self._index = index
+            self.operands.add_module(self._keys[name], matrix)
+        self._pieces = _pieces(self._index, len(names))
+        self._leaves = _leaves_of(given, self._index)
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         """Shape of the result; raises ValueError where the operands do not fit together."""
@@ -52,19 +52,21 @@ class Operator(Matrix):
     @property
     def operand_names(self) -> list[str]:
         """Names of the operands, in order."""
-        return list(self._operand_names)
+        return list(self._keys)
 
     def operand(self, name: str) -> Matrix:
         """The operand of this name."""
-        return self.operands._modules[_key(name)]  # type: ignore[return-value]
+        return self.operands._modules[self._keys[name]]  # type: ignore[return-value]
 
     def operand_list(self) -> list[Matrix]:
         """The operands, in order."""
-        return [self.operand(name) for name in self._operand_names]
+        return list(self.operands._modules.values())  # type: ignore[arg-type]
 
     def split(self, params: Tensor) -> list[Tensor]:
         """The parameters of each operand, in its own order."""
-        return [params[index] for index in self._index]
+        if isinstance(self._pieces, tuple):
+            return list(params.split_with_sizes(self._pieces))
+        return [params[piece] for piece in self._pieces]
 
     def parts(self, params: Tensor) -> list[tuple[Matrix, Tensor]]:
         """Each operand with its parameters."""
@@ -72,20 +74,15 @@ class Operator(Matrix):
 
     def operand_index(self, name: str) -> list[int]:
         """Indices in this operator's θ of the parameters of an operand."""
-        index = self._index[self._operand_names.index(name)]
-        return list(range(self.num_params))[index] if isinstance(index, slice) else index
+        return list(self._index[self.operand_names.index(name)])
 
     def theta_parameters(self) -> list[nn.Parameter]:
-        own = [operand.theta_parameters() for operand in self.operand_list()]
-        return [own[k][i] for k, i in self._owners]
+        own = {i: p for _, leaf, index in self._leaves if index
+               for i, p in zip(index, leaf.theta_parameters(), strict=True)}  # fmt: skip
+        return [own[i] for i in range(len(own))]
 
     def leaves(self) -> list[tuple[tuple[str, ...], Matrix, list[int]]]:
-        found: dict[int, tuple[tuple[str, ...], Matrix, list[int]]] = {}
-        for name in self._operand_names:
-            index = self.operand_index(name)
-            for path, leaf, own in self.operand(name).leaves():
-                found.setdefault(id(leaf), ((name, *path), leaf, [index[i] for i in own]))
-        return list(found.values())
+        return list(self._leaves)
 
     @property
     def natural_names(self) -> list[str]:
@@ -108,13 +105,12 @@ class Operator(Matrix):
         """Those of every operand, or all 0 if an operand has no scale: right for operators linear in all operands."""
         if not all(any(operand.scale_powers) for operand in self.operand_list()):
             return [0.0] * self.num_params
-        return self._powers_of(range(len(self._operand_names)))
+        return self._powers_of(range(len(self._index)))
 
     def _powers_of(self, which: Sequence[int], factor: float = 1.0) -> list[float]:
-        powers = [0.0] * self.num_params
+        powers, operands = [0.0] * self.num_params, self.operand_list()
         for k in which:
-            for i, power in zip(self.operand_index(self._operand_names[k]), self.operand_list()[k].scale_powers,
-                                strict=True):
+            for i, power in zip(self._index[k], operands[k].scale_powers, strict=True):
                 powers[i] = factor * power
         return powers
 
@@ -128,15 +124,14 @@ class Operator(Matrix):
         for k, operand in enumerate(operands):
             fixed, same = operand.no_grad_index, sum(other is operand for other in operands)
             free = any(power for i, power in enumerate(operand.scale_powers) if i not in fixed)
-            own = set(self.operand_index(self._operand_names[k]))
-            others = [n for n, other in zip(self._operand_names, operands, strict=True) if other is not operand]
-            if free and own.isdisjoint(i for name in others for i in self.operand_index(name)):
+            others = [index for index, other in zip(self._index, operands, strict=True) if other is not operand]
+            if free and set(self._index[k]).isdisjoint(i for index in others for i in index):
                 return self._powers_of([k], factor=1.0 / same)
         return [0.0] * self.num_params
 
     @property
     def repr_dict(self) -> dict[str, Any]:
-        return {name: self.operand(name) for name in self._operand_names}
+        return {name: self.operand(name) for name in self.operand_names}
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -166,28 +161,39 @@ def _named_operands(owner: str, operands: tuple[Any, ...], named: dict[str, Any]
     return given
 
 
-def _layout(
-    given: dict[str, Matrix],
-) -> tuple[list[str], list[Transform], list[tuple[int, int]], list[slice | list[int]]]:
-    """Names and transforms of the joint θ, who owns each, and where each operand's parameters are in it."""
+def _layout(given: dict[str, Matrix]) -> tuple[list[str], list[Transform], list[list[int]]]:
+    """Names and transforms of the joint θ, and where each operand's parameters are in it."""
     place: dict[int, int] = {}
     names: list[str] = []
     trans: list[Transform] = []
-    owners: list[tuple[int, int]] = []
-    index: list[slice | list[int]] = []
-    for k, (name, matrix) in enumerate(given.items()):
-        own = []
+    index: list[list[int]] = []
+    for name, matrix in given.items():
         transforms = matrix._transforms()
+        index.append([])
         for i, p in enumerate(matrix.theta_parameters()):
             if id(p) not in place:
                 place[id(p)] = len(names)
                 names.append(f"{name}/{matrix.param_names[i]}")
                 trans.append(transforms[i] or TransformIdentity())
-                owners.append((k, i))
-            own.append(place[id(p)])
-        run = own == list(range(own[0], own[0] + len(own))) if own else True
-        index.append(slice(own[0], own[0] + len(own)) if run and own else slice(0, 0) if run else own)
-    return names, trans, owners, index
+            index[-1].append(place[id(p)])
+    return names, trans, index
+
+
+def _pieces(index: list[list[int]], count: int) -> tuple[int, ...] | list[slice | list[int]]:
+    """How to cut θ into the operands' parameters: by sizes where they follow each other, else by indices."""
+    if [i for own in index for i in own] == list(range(count)):
+        return tuple(len(own) for own in index)
+    runs = [slice(own[0], own[0] + len(own)) if own else slice(0) for own in index]
+    return [run if own == list(range(count))[run] else own for run, own in zip(runs, index, strict=True)]
+
+
+def _leaves_of(given: dict[str, Matrix], index: list[list[int]]) -> list[tuple[tuple[str, ...], Matrix, list[int]]]:
+    """The structures at the ends of an expression, each once, as `Matrix.leaves` gives them."""
+    found: dict[int, tuple[tuple[str, ...], Matrix, list[int]]] = {}
+    for (name, matrix), own in zip(given.items(), index, strict=True):
+        for path, leaf, places in matrix.leaves():
+            found.setdefault(id(leaf), ((name, *path), leaf, [own[i] for i in places]))
+    return list(found.values())
 
 
 def require_square(owner: str, operands: Sequence[Matrix]) -> None:

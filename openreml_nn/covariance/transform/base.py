@@ -6,6 +6,7 @@ agree (f, its inverse, its derivative) and an image, which says where the bounda
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,9 +54,9 @@ class Transform(ABC):
         first, last = sorted((back(low), back(high)))
         return first, last
 
-    @property
+    @cached_property
     def image(self) -> tuple[float, float]:
-        """Infimum and supremum of f: the boundaries of the natural parameter."""
+        """Infimum and supremum of f: the boundaries of the natural parameter. Found once, since f does not change."""
         return self.image_of(*self.domain)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -76,13 +76,13 @@ class TransformExpPow2(Transform):
     """f(x) = exp(x)² = exp(2x) > 0: x is a log standard deviation, f(x) the variance. The default of a variance."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.exp(2.0 * x)
+        return torch.exp(x + x)
 
     def inverse(self, y: Tensor) -> Tensor:
         return 0.5 * torch.log(_positive(y, "TransformExpPow2"))
 
     def grad(self, x: Tensor) -> Tensor:
-        return 2.0 * torch.exp(2.0 * x)
+        return 2.0 * torch.exp(x + x)
 
 
 @dataclass(frozen=True)
