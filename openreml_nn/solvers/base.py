@@ -189,15 +189,21 @@ class Evaluation(ABC):
 
 
 def along_free(V: Matrix, theta: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Derivatives of ``function(θ)``, shape (m,), along each free parameter of V, shape (m, k), by forward mode."""
-    theta = theta.detach()
+    """Derivatives of ``function(θ)``, shape (m,), along each free parameter of V, shape (m, k).
+
+    They are those of J'w with respect to w, J'w by reverse mode: torch's forward mode takes two tenths of a millisecond
+    for each product with a constant, whatever its size.
+    """
     free = V.free_index
-    with torch.no_grad():
-        if not free:
-            return function(theta)[:, None][:, :0]
-        directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[free]
-        columns = torch.func.vmap(lambda direction: torch.func.jvp(function, (theta,), (direction,))[1])(directions)
-    return columns.mT
+    theta = theta.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = function(theta)
+        w = torch.zeros_like(value, requires_grad=True)
+        (Jw,) = torch.autograd.grad(value, theta, w, create_graph=True) if value.requires_grad else (value,)
+    if not free or not value.requires_grad or not Jw.requires_grad:
+        return value.new_zeros((len(value), len(free)))
+    directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[free]
+    return torch.func.vmap(lambda direction: torch.autograd.grad(Jw, w, direction)[0])(directions).mT
 
 
 def columns_at_once(rows: int) -> int:
