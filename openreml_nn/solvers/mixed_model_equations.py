@@ -315,4 +315,5 @@ class MixedModelEvaluation(Evaluation):
 
     @cached_property
     def _ViU(self) -> Tensor:
-        return self.solve(self.problem.fixed.U)
+        U = self.problem.fixed.U
+        return self.solve(U) if U.shape[1] else U
