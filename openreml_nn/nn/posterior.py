@@ -175,7 +175,8 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
         assert isinstance(evaluation, MixedModelEvaluation)
         equations, fixed, empty = evaluation.equations, problem.fixed, y.new_zeros(0)
         terms = random_terms(V, evaluation.theta.detach())
-        ViX = evaluation.solve(fixed.U @ fixed.R)
+        X0 = fixed.U @ fixed.R
+        ViX = evaluation.solve(X0) if X0.shape[1] else X0
         carried = [term.G.matmul(term.G_params, term.Z.rmatmul(term.Z_params, ViX)) for term in terms]
         start, column, value = _coupling(equations.products.coupling, y) if variances else (empty, empty, empty)
         return Posterior(
