@@ -61,9 +61,11 @@ class BlockFactor:
             raise torch.linalg.LinAlgError("A block of another process has no Cholesky factor.")
         W, w = W[:, :p], W[:, p:]
         Lm = torch.linalg.cholesky(M)
-        Q = solve_triangular(Lm.mT, W, upper=True, left=False)
+        Q = solve_triangular(ranks.shared(Lm).mT, W, upper=True, left=False)
         t = ranks.sum(Q.mT @ w)
-        return cls(pattern, L, Q, w - Q @ t, Lm, solve_triangular(Lm.mT, t, upper=True)[:, 0], logdet, ranks)
+        return cls(
+            pattern, L, Q, w - Q @ ranks.shared(t), Lm, solve_triangular(Lm.mT, t, upper=True)[:, 0], logdet, ranks
+        )
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """(log|V|, log|U'V⁻¹U|, e'Pe)."""
@@ -81,10 +83,11 @@ class BlockFactor:
 
     def gradient_of_F(self, b: Tensor | float, c: Tensor | float) -> Tensor:
         """The derivative with respect to [U e], shape (N, p + 1)."""
-        half = torch.cat([solve_triangular(self.Lm, self.Q, upper=False, left=False), self.w], dim=1)
+        Lm, gamma = self.ranks.shared(self.Lm), self.ranks.shared(self.gamma)
+        half = torch.cat([solve_triangular(Lm, self.Q, upper=False, left=False), self.w], dim=1)
         both = backwards(self.pattern, self.L, half)
         Pe = both[:, -1:]
-        return torch.cat([2.0 * b * both[:, :-1] - 2.0 * c * Pe * self.gamma, 2.0 * c * Pe], dim=1)
+        return torch.cat([2.0 * b * both[:, :-1] - 2.0 * c * Pe * gamma, 2.0 * c * Pe], dim=1)
 
 
 def forwards(pattern: BlockPattern, L: list[Tensor], flat: Tensor) -> Tensor:
@@ -121,6 +124,7 @@ class BlockTerms(Function):
         F, blocks, (Q, w, Lm, gamma), L = _cut(ctx.saved_tensors, 1, count, 4, count)
         a, b, c = (0.0 if grad is None else grad for grad in grads[:3])
         if torch.is_grad_enabled():
+            a, b, c = (ctx.ranks.shared(F[0].new_zeros(()) + x) for x in (a, b, c))
             factor = BlockFactor.of(pattern, F[0], blocks, ctx.ranks)
         else:
             factor = BlockFactor(pattern, L, Q, w, Lm, gamma, F[0].new_zeros(()), ctx.ranks)

@@ -107,7 +107,7 @@ def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop"
     e, a = y - shift, U.new_zeros(U.shape[1])
     for _ in range(2):
         c = ranks.sum(U.mT @ e)
-        e, a = e - U @ c, a + c
+        e, a = e - U @ ranks.shared(c), a + c
     e = e + shift * (outside - outside.detach())
     left, whole = ranks.largest(torch.stack([e.detach().abs().max(), y.detach().abs().max()]))
     if not bool(left > 1e-13 * whole):
@@ -153,7 +153,7 @@ def _orthonormal(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
         return X, R
     W = torch.linalg.solve_triangular(R, X, upper=True, left=False)
     C = torch.linalg.cholesky(ranks.sum(W.mT @ W))
-    return torch.linalg.solve_triangular(C.mT, W, upper=True, left=False), C.mT @ R
+    return torch.linalg.solve_triangular(ranks.shared(C).mT, W, upper=True, left=False), C.mT @ R
 
 
 def _exact_shift(y: Tensor, X: Tensor, U: Tensor, R: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,12 +168,12 @@ def _exact_shift(y: Tensor, X: Tensor, U: Tensor, R: Tensor, ranks: Ranks) -> tu
     """
     ones = torch.ones_like(y)
     a = ranks.sum(U.mT @ ones)
-    outside = ones - U @ a
+    outside = ones - U @ ranks.shared(a)
     if ranks.largest(outside.detach().abs().max()) > 1e-10:
         return y.new_zeros(()), torch.zeros_like(a), torch.zeros_like(y)
     coefficients = torch.linalg.solve_triangular(R, a[:, None], upper=True)
     for _ in range(2):  # refined, because the caller multiplies them by a c that may be large
-        left = ranks.sum(U.mT @ (ones[:, None] - X @ coefficients))
+        left = ranks.sum(U.mT @ (ones[:, None] - X @ ranks.shared(coefficients)))
         coefficients = coefficients + torch.linalg.solve_triangular(R, left, upper=True)
     return torch.cat(ranks.gather(y.detach().median()[None])).median(), coefficients[:, 0], outside
 

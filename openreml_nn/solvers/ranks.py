@@ -3,8 +3,9 @@ r"""Processes that share the rows of one problem: the one place with collectives
 Each process has rows of its own, computes its part of a sum, and goes on with the sum over all. What follows is then
 one number that every process holds, not a number for each. Automatic differentiation is told so by two operations, each
 of which is the derivative of the other: ``sum`` adds up over the processes and passes a gradient on as it is,
-``shared`` passes a value on as it is and adds up its gradients. With θ ``shared`` and every sum over rows a ``sum``,
-first and second derivatives are whole on each process.
+``shared`` passes a value on as it is and adds up its gradients. With every sum over rows a ``sum``, and every number
+that all processes hold ``shared`` where it goes into the rows of one, θ before all, first and second derivatives are
+whole on each process.
 """
 
 import pickle
