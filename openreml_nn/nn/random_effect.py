@@ -67,8 +67,8 @@ class RandomEffect(nn.Module):
         self.effects = effects
         self.prior = Prior(effects.G, effects.num_levels)
         variances = effects.G.diagonal(effects.G.theta.detach())
-        scale = variances.sqrt().reshape(effects.num_effects, effects.num_levels).mT
-        self.posterior = POSTERIORS[posterior](scale.to(torch.get_default_dtype(), copy=True))
+        scale = variances.sqrt().reshape(effects.num_effects, effects.num_levels).mT.contiguous()
+        self.posterior = POSTERIORS[posterior](scale.to(torch.get_default_dtype()))
 
     # ---- rows --------------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ r"""Gaussian posteriors q(b) = N(m, S) of random effects, and their divergence f
 is in closed form for every S and G. It asks of G⁻¹ a product and the blocks of the levels, which are cheap where the
 levels are independent, and come from the Cholesky factor of each Kronecker factor where they are not.
 
-Effects are here by level, shape (q, s, …) for s effects of q levels. S = D U (D U)', D = diag(exp(log_scale)) and U unit
-lower triangular, so that log|S| is a sum and the entries below the diagonal have no unit.
+Effects are here by level, shape (q, s, …) for s effects of q levels. S = D U (D U)', D = diag(exp(log_scale)) and U
+unit lower triangular, so that log|S| is a sum and the entries below the diagonal have no unit.
 """
 
 import math
@@ -20,6 +20,8 @@ from openreml_nn.covariance import KroneckerProduct, Matrix
 from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.spectral_form import scale_of, scaled
+
+MATRICES_AT_PEAK = 8  # a Cholesky factor, an inverse, what autograd keeps, gradients and the memory of an optimiser
 
 # ---- the prior -------------------------------------------------------------------------------------------------------
 
@@ -103,10 +105,9 @@ class Prior(nn.Module):
         if self._level_blocks(G) is not None:
             return
         sizes = [factor.shape[0] for factor, _ in _factors(G)]
-        require_memory(
-            8 * 8 * sum(n * n for n in sizes), G.theta.device, f"The precision of correlated levels ({max(sizes)} of them)",
-            "Take independent levels, or fewer of them.",
-        )  # fmt: skip
+        what = f"The precision of correlated effects ({max(sizes)} x {max(sizes)})"
+        needed = 8 * MATRICES_AT_PEAK * sum(n * n for n in sizes)
+        require_memory(needed, G.theta.device, what, "Take independent levels, or fewer of them.")
         for i, (factor, _) in enumerate(_factors(G)):
             form = scaled(factor)
             self._fixed.append(form is not None)
@@ -152,17 +153,18 @@ def average_level(G: Matrix, levels: int) -> Tensor:
 
 
 def _factors(G: Matrix) -> list[tuple[Matrix, Tensor]]:
-    square = isinstance(G, KroneckerProduct) and all(A.shape[0] == A.shape[1] for A in G.operand_list())
-    return G.parts(G.theta) if square else [(G, G.theta)]  # type: ignore[attr-defined]
+    if isinstance(G, KroneckerProduct) and all(A.shape[0] == A.shape[1] for A in G.operand_list()):
+        return G.parts(G.theta)
+    return [(G, G.theta)]
 
 
 def _cholesky(G: Tensor) -> Tensor:
     L, failed = torch.linalg.cholesky_ex(G)
     if bool(failed.any()):
         raise NotPositiveDefinite(
-            "The covariance of random effects is not positive definite, so that the divergence from it is infinite. Is a "
-            "variance zero? A kernel must be positive definite here; of a singular one, K = WW', take the columns of W "
-            "as effects."
+            "The covariance of random effects is not positive definite, so that the divergence from it is infinite. Is "
+            "a variance zero? A kernel must be positive definite here; of a singular one, K = WW', take the columns of "
+            "W as effects."
         )
     return L
 
@@ -282,10 +284,8 @@ class Full(_Correlated):
     def __init__(self, scale: Tensor) -> None:
         super().__init__(scale)
         n = scale.numel()
-        require_memory(
-            8 * 8 * n * n, scale.device, f"A full posterior of {n} effects (8 matrices of {n} x {n} in training)",
-            "Take posterior='block' or 'mean_field'.",
-        )  # fmt: skip
+        what = f"A full posterior of {n} effects ({MATRICES_AT_PEAK} matrices of {n} x {n} in training)"
+        require_memory(8 * MATRICES_AT_PEAK * n * n, scale.device, what, "Take posterior='block' or 'mean_field'.")
         self.below = nn.Parameter(scale.new_zeros(n * (n - 1) // 2))
 
     def _root(self) -> Tensor:

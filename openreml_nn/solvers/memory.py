@@ -3,18 +3,20 @@
 import psutil
 import torch
 
+ADVICE = "Take a solver that uses the structure of V, or fewer rows."
 
-def require_memory(needed: int, device: torch.device, what: str) -> None:
+
+def require_memory(needed: int, device: torch.device, what: str, advice: str = ADVICE) -> None:
     """Raise a MemoryError where ``needed`` bytes are not free on the device.
 
     Args:
         needed: Bytes.
         device: Where they are needed.
         what: What needs them, with its size: the beginning of the message.
+        advice: What to do instead: its end.
     """
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > available:
         raise MemoryError(
-            f"{what} needs about {needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free. "
-            f"Take a solver that uses the structure of V, or fewer rows."
+            f"{what} needs about {needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free. {advice}"
         )
