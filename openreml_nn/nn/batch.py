@@ -1,13 +1,21 @@
 """The likelihood of a batch: V of its rows alone, by the cheapest way that its random effects allow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from openreml_nn.covariance import CovariancePropagation, IncidenceMatrix, Matrix, ScalarMatrix, Sum
+from openreml_nn.covariance.operators.base import Operator
 from openreml_nn.nn.by_level import LevelTerms, OneEffect
 from openreml_nn.nn.effects import Effects
+from openreml_nn.solvers import Problem
+from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
+from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
+
+FEW_ROWS = 300  # below which a dense V is quicker than the mixed-model equations
 
 
 @dataclass(frozen=True)
@@ -26,31 +34,49 @@ class Term:
 
 
 def batch_deviance(
-    terms: list[Term], sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool = True, path: str = "auto"
-) -> Tensor:
-    r"""log|V| + log|U'V⁻¹U| + e'Pe of V = Σ ZGZ' + σ²I over the rows of a batch; without log|U'V⁻¹U| unless restricted.
+    terms: list[Term], residual: ScalarMatrix, r: Tensor, X: Tensor, restricted: bool = True, path: str = "auto"
+) -> tuple[Tensor, int]:
+    r"""log|V| + log|U'V⁻¹U| + r'Pr of V = Σ ZGZ' + σ²I over the rows of a batch, U an orthonormal basis of X.
 
-    ============================================== ========= ====================
-    random effects                                 path      cost for m rows
-    ============================================== ========= ====================
-    one factor, levels independent of one another  levels    m (s + p)²
-    anything                                       dense     m³
-    ============================================== ========= ====================
+    =============================================== ============= ================================
+    random effects                                  path          cost for m rows
+    =============================================== ============= ================================
+    one factor, levels independent of one another   levels        m (s + p)²
+    the same and others of at most m/2 effects      equations     cube of the effects of the others
+    anything                                        dense         m³
+    =============================================== ============= ================================
+
+    Effects are counted for the levels that the batch has. A batch of fewer than 300 rows takes the dense path instead
+    of the equations, which is then quicker.
 
     Args:
         terms: The factors.
-        sigma2: σ², shape ().
-        U: Orthonormal basis of the fixed effects, shape (m, p); p may be 0.
-        e: Response, centred by U, shape (m,).
-        restricted: Whether to count the fixed effects.
+        residual: σ² as a structure.
+        r: Response, or what the network leaves of it, shape (m,).
+        X: Fixed effects, shape (m, p); p may be 0.
+        restricted: Whether to count the fixed effects; log|U'V⁻¹U| is left out otherwise.
         path: ``"auto"``: the first row of the table that fits; or the name of one.
+
+    Returns:
+        The deviance without its constant, and the rank of X.
     """
-    if path != "dense" and len(terms) == 1:
+    if path in ("auto", "equations") and len(terms) > 1:
+        present = [torch.unique(term.codes, return_inverse=True) for term in terms]
+        if path == "equations" or _few(terms, [len(levels) for levels, _ in present], len(r)):
+            return _by_equations(terms, present, residual, r, X, restricted)
+    sigma2 = residual.trans_params(residual.theta.to(r.dtype))[0]
+    U, e = (X, r) if not X.shape[1] else _centred(r, X)
+    if path in ("auto", "levels") and len(terms) == 1:
         found = _by_levels(terms[0], sigma2, U, e, restricted)
         if found is not None:
-            return found
+            return found, U.shape[1]
     logdet_V, logdet_M, quadratic = GaussianTerms.apply(dense_V(terms, sigma2, len(e)), U, e)[:3]
-    return logdet_V + logdet_M + quadratic if restricted else logdet_V + quadratic
+    return logdet_V + logdet_M + quadratic if restricted else logdet_V + quadratic, U.shape[1]
+
+
+def _centred(r: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    fixed = prepare_fixed_effects(r, X)
+    return fixed.U, fixed.e
 
 
 def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool) -> Tensor | None:
@@ -74,6 +100,81 @@ def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: boo
     half = torch.linalg.solve_triangular(L, M[:p, p:], upper=False)
     deviance = logdet_V + M[p, p] - half.square().sum()
     return deviance + 2.0 * L.diagonal().log().sum() if restricted else deviance
+
+
+def _few(terms: list[Term], levels: list[int], rows: int) -> bool:
+    """Whether the mixed-model equations are quicker than a dense V; see the table of ``batch_deviance``."""
+    sizes = [count * term.effects.num_effects for term, count in zip(terms, levels, strict=True)]
+    independent = [size for term, size in zip(terms, sizes, strict=True) if term.effects.independent]
+    return rows >= FEW_ROWS and bool(independent) and 2 * (sum(sizes) - max(independent)) <= rows
+
+
+def _by_equations(
+    terms: list[Term], present: list[tuple[Tensor, Tensor]], residual: ScalarMatrix, r: Tensor, X: Tensor,
+    restricted: bool,
+) -> tuple[Tensor, int]:  # fmt: skip
+    parts: dict[str, Matrix] = {}
+    for i, (term, (levels, own)) in enumerate(zip(terms, present, strict=True)):
+        Z = IncidenceMatrix(own, [""] * len(levels), term.design, term.effects.effects)
+        parts[str(i)] = CovariancePropagation(Z, LevelsOf(term.effects.G, levels, term.effects.num_levels))
+    V = Sum(parts | {"residual": scalar_like(residual, len(r))})
+    return deviance_of(MixedModelEquationsSolver().prepare(V, r, X), restricted)
+
+
+def deviance_of(problem: Problem, restricted: bool) -> tuple[Tensor, int]:
+    """log|V| + log|U'V⁻¹U| + y'Py of a prepared problem, as ``batch_deviance`` gives it, in float64."""
+    evaluation = problem.evaluate(problem.V.theta.to(torch.float64))
+    deviance = evaluation.logdet_V + evaluation.yPy
+    logdet_M = evaluation.logdet_XtViX - problem.fixed.logdet_RtR
+    return deviance + logdet_M if restricted else deviance, problem.p
+
+
+def scalar_like(residual: ScalarMatrix, rows: int) -> ScalarMatrix:
+    """σ²I over rows with the parameter of another one."""
+    own = ScalarMatrix(rows)
+    own.raw = residual.raw
+    return own
+
+
+class LevelsOf(Operator):
+    """The part of a covariance of effects that belongs to some levels.
+
+    Args:
+        G: Covariance of s effects of q levels, effects the slower index.
+        levels: Levels, shape (k,).
+        count: q.
+    """
+
+    index: Tensor
+    levels: Tensor
+
+    def __init__(self, G: Matrix, levels: Tensor, count: int) -> None:
+        self.effects, self.count = G.shape[0] // count, count
+        effect = torch.arange(self.effects, device=levels.device)
+        super().__init__(G)
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("index", (effect[:, None] * count + levels).flatten(), persistent=False)
+        self._shape = (len(self.index), len(self.index))
+
+    def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
+        return operands[0].shape
+
+    def build(self, params: Tensor) -> Tensor:
+        return self.operand_list()[0].submatrix(params, self.index, self.index)
+
+    def diagonal(self, params: Tensor) -> Tensor:
+        return self.operand_list()[0].diagonal(params)[self.index]
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.operand_list()[0].is_diagonal
+
+    def level_blocks(self, params: Tensor, count: int) -> Tensor | None:
+        blocks = self.operand_list()[0].level_blocks(params, self.count) if count == len(self.levels) else None
+        return None if blocks is None else blocks[self.levels]
+
+    def common_block(self, params: Tensor, count: int) -> Tensor | None:
+        return self.operand_list()[0].common_block(params, self.count) if count == len(self.levels) else None
 
 
 def dense_V(terms: list[Term], sigma2: Tensor, rows: int) -> Tensor:

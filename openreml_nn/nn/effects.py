@@ -89,6 +89,13 @@ class Effects(nn.Module):
             f"{given.shape}."
         )
 
+    @property
+    def independent(self) -> bool:
+        """Whether effects of different levels are uncorrelated at every θ."""
+        theta = self.G.theta.detach()
+        shared = self.G.common_block(theta, self.num_levels)
+        return shared is not None or self.G.level_blocks(theta, self.num_levels) is not None
+
     # ---- the vocabulary ----------------------------------------------------------------------------------------------
 
     @property

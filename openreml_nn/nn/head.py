@@ -5,7 +5,7 @@ its gradient reaches the network and θ in one backward pass.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.covariance.matrix import _Box, _key
 from openreml_nn.fit import fit
-from openreml_nn.nn.batch import Term, batch_deviance
+from openreml_nn.nn.batch import Term, batch_deviance, scalar_like
 from openreml_nn.nn.effects import Effects, Entry
 from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
@@ -130,12 +130,7 @@ class MixedModelHead(nn.Module):
                 rows = groups if isinstance(groups, Rows) else self.rows(groups)
                 deviance, p = rows.deviance(r, X, restricted)
             else:
-                U, e = X, r
-                if self.mode == "features":
-                    fixed = prepare_fixed_effects(r, X)
-                    U, e = fixed.U, fixed.e
-                p = U.shape[1]
-                deviance = batch_deviance(self._terms(groups, len(r)), self._sigma2(), U, e, restricted)
+                deviance, p = batch_deviance(self._terms(groups, len(r)), self.residual, r, X, restricted)
             free = len(r) - p if restricted else len(r)
             return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / len(r))
 
@@ -147,9 +142,7 @@ class MixedModelHead(nn.Module):
                 name: CovariancePropagation(term.effects.incidence(term.codes, term.design), term.effects.G)
                 for name, term in zip(self.names, terms, strict=True)
             }
-            own = ScalarMatrix(len(terms[0].codes))
-            own.raw = self.residual.raw  # the same parameter
-            return Sum(parts | {RESIDUAL: own})
+            return Sum(parts | {RESIDUAL: scalar_like(self.residual, len(terms[0].codes))})
 
     def rows(self, groups: Groups) -> Rows:
         """What the exact likelihood needs of the levels of all rows, made once: give it as ``groups`` at each step."""
@@ -244,7 +237,16 @@ class MixedModelHead(nn.Module):
         self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
         return result
 
-    # ---- saving ------------------------------------------------------------------------------------------------------
+    # ---- moving and saving ------------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixedModelHead":
+        """Move to devices, but stay in float64 whatever a network around is cast to."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Make room for what a conditioned head has saved, whose sizes are those of its data."""
@@ -262,9 +264,6 @@ class MixedModelHead(nn.Module):
         matrices = [*(own.G for own in self.effects.values()), self.residual]
         unique = {id(p): p.detach() for matrix in matrices for p in matrix.theta_parameters()}
         return torch.cat(list(unique.values()))
-
-    def _sigma2(self) -> Tensor:
-        return self.residual.trans_params(self.residual.theta.to(torch.float64))[0]
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and X of an output: with features f is 0, without X has no columns; float64."""

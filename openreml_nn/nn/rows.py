@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.solvers import Evaluation, Solver, choose_solver
+from openreml_nn.nn.batch import deviance_of
+from openreml_nn.solvers import Solver, choose_solver
 
 
 class Rows:
@@ -25,20 +26,14 @@ class Rows:
     def __len__(self) -> int:
         return self.V.shape[0]
 
-    def evaluate(self, y: Tensor, X: Tensor) -> Evaluation:
-        """The model at the present thetas, differentiable in y, X and θ.
+    def deviance(self, y: Tensor, X: Tensor, restricted: bool = True) -> tuple[Tensor, int]:
+        """log|V| + log|U'V⁻¹U| + y'Py, as ``batch_deviance`` gives it, at the present thetas.
 
         Args:
             y: Response, shape (n,).
-            X: Design of the fixed effects, shape (n, p); p may be 0.
+            X: Fixed effects, shape (n, p); p may be 0.
+            restricted: Whether to count the fixed effects.
         """
         if len(y) != len(self):
             raise ValueError(f"The likelihood of these rows needs all {len(self)} of them, got {len(y)}.")
-        return self.choice.solver.prepare(self.V, y, X).evaluate()
-
-    def deviance(self, y: Tensor, X: Tensor, restricted: bool = True) -> tuple[Tensor, int]:
-        """log|V| + log|U'V⁻¹U| + y'Py, without log|U'V⁻¹U| unless restricted, and the rank of X."""
-        evaluation = self.evaluate(y, X)
-        fixed = evaluation.problem.fixed
-        deviance = evaluation.logdet_V + evaluation.yPy
-        return deviance + evaluation.logdet_XtViX - fixed.logdet_RtR if restricted else deviance, fixed.p
+        return deviance_of(self.choice.solver.prepare(self.V, y, X), restricted)
