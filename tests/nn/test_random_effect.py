@@ -395,6 +395,20 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert layer.kl().dtype == dtype
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_on_a_gpu(posterior: str) -> None:
+    layer = random_layer(posterior, "slopes by kernel")
+    codes, z = torch.tensor([0, 5, -1]), torch.randn(3, 2, dtype=torch.float64)
+    moments, kl = layer.moments(codes, z), layer.kl()
+    layer.cuda()
+    there = layer.moments(codes.cuda(), z.cuda())
+    torch.testing.assert_close([x.cpu() for x in there], list(moments))
+    torch.testing.assert_close(layer.kl().cpu(), kl)
+    for shared in (False, True):
+        layer(codes.cuda(), z.cuda(), shared=shared).sum().backward()
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
