@@ -141,7 +141,7 @@ class RandomEffect(nn.Module):
 
     def _checked(self, codes: Tensor, design: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Codes as int64 and the design in the dtype of the posterior, with its gradient."""
-        entry = codes if design is None else (codes, design)
+        entry = codes if design is None else (codes, design.detach())
         codes, _ = self.effects.entry(entry, len(codes), type(self).__name__, unknown=True)
         return codes, None if design is None else design.to(self.posterior.mean)
 
