@@ -105,10 +105,9 @@ class RandomEffect(nn.Module):
             shared: As of a call of the layer.
         """
         codes = self._checked(codes, self.posterior.mean.new_ones(len(codes), self.effects.num_effects))[0]
-        known = (codes >= 0)[:, None]
         if self._drawn(sample):
             return self._draw(codes, shared)
-        return torch.where(known, self.posterior.mean[codes.clamp(min=0)], 0.0)
+        return torch.where((codes >= 0)[:, None], self.posterior.mean[codes.clamp(min=0)], 0.0)
 
     def moments(self, codes: Tensor, design: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of z'b under the posterior, each of shape (m,); an unknown level has its prior's."""
