@@ -17,6 +17,7 @@ from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
 from openreml_nn.optim.geometry import Geometry
 from openreml_nn.optim.secant import predicts_better, updated
+from openreml_nn.optim.triangular import left_out
 from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
@@ -27,7 +28,7 @@ DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of pa
 
 _ARRAYS = {
     "origin": float, "score": float, "information": float, "secant": float, "units": float,
-    "held": int, "finite": bool, "mirrors": bool,
+    "held": int, "finite": bool, "mirrors": bool, "cells": int,
 }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ class AverageInformation(torch.optim.Optimizer):
             score=self._score(), information=self._checked_information(k),
             held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
             finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors,
-            names=geometry.names, secant=np.zeros((k, k)), use_secant=False,
+            cells=geometry.cells, names=geometry.names, secant=np.zeros((k, k)), use_secant=False,
             iteration=0, step_norm=0.0, step_length=0.0, trials=1,
             done=False, converged=False, reason="",
         )  # fmt: skip
@@ -194,7 +195,10 @@ class AverageInformation(torch.optim.Optimizer):
                     s["information"][np.ix_(free, free)], s["score"][free]
                 ):
                     break
-            if leap is None:
+            if leap is None and s["use_secant"] and seen:
+                s.update(secant=np.zeros_like(s["secant"]), use_secant=False)
+                H = self._curvature(s, False) * np.outer(units, units)
+            elif leap is None:
                 radius = self.control.after_rejection(s["radius"], length)
                 if radius is None or not seen or trials > 60:
                     self._stop_without_step(s, seen)
@@ -219,30 +223,36 @@ class AverageInformation(torch.optim.Optimizer):
         if step is None:
             s.update(secant=np.zeros_like(S), use_secant=False)
             return
-        use = bool(S.any()) and predicts_better(S, s["information"], s["score"], step, gain)
-        s.update(secant=updated(S, information, step, s["score"] - score), use_secant=use)
+        use = bool(S.any()) and predicts_better(S, self._curvature(s, False), s["score"], step, gain)
+        H = information + left_out(s["cells"], self._theta(s) + step, score, s["held"])
+        s.update(secant=updated(S, H, step, s["score"] - score), use_secant=use)
 
-    def _curvature(self, s: dict[str, Any], use_secant: bool = True) -> np.ndarray:
-        return s["information"] + s["secant"] if use_secant else s["information"]
+    def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
+        """Information, what a triangular factor adds to it, and what was learnt."""
+        H = s["information"] + left_out(s["cells"], self._theta(s), s["score"], s["held"])
+        return H + s["secant"] if use_secant else H
 
     def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, leap: Leap | None) -> tuple[np.ndarray, float]:
         """A step in units of the parameters, and the gain in ℓ that the model promises for it."""
-        if leap is not None and leap.alone:
+        leap = leap or Leap(np.zeros(len(g)), np.ones(len(g)), 0.0)
+        if leap.alone:
             return leap.step, leap.promised
-        leapt, gain = (np.zeros(len(g)), 0.0) if leap is None else (leap.step, leap.promised)
-        free = (s["held"] == 0) & (leapt == 0)
-        inner = np.ix_(free, free)
-        own = self.control.step(H[inner], g[free], s["radius"]) if free.any() else np.zeros(0)
-        return _embed(own, free) + leapt, gain + float(g[free] @ own - 0.5 * own @ H[inner] @ own)
+        free = (s["held"] == 0) & (leap.step == 0)
+        known, own = np.zeros(len(g)) + leap.linear, np.zeros(len(g))
+        if free.any():
+            own[free] = self.control.step(H[np.ix_(free, free)], (g - H @ known)[free], s["radius"])
+        known += own
+        return own + leap.step, leap.promised + float(g @ known - 0.5 * known @ H @ known)
 
     # ---- boundaries and the end --------------------------------------------------------------------------------------
 
     def _place(self, s: dict[str, Any]) -> Place:
-        units, theta = s["units"], s["theta"].to(torch.float64).cpu().numpy()
+        units, theta, free = s["units"], self._theta(s), s["held"] == 0
+        g, H = s["score"] * units, s["information"] * np.outer(units, units)
         return Place(
-            g=s["score"] * units, d=s["information"].diagonal() * units**2,
-            theta=theta, moved=theta - s["origin"], held=s["held"],
+            g=g, d=H.diagonal(), theta=theta, moved=theta - s["origin"], held=s["held"],
             finite=s["finite"], mirrors=s["mirrors"] & (np.abs(theta) > 1e-6 * units),
+            newton=_embed(newton_step(H[np.ix_(free, free)], g[free]), free),
         )  # fmt: skip
 
     def _judge(self, s: dict[str, Any]) -> None:
@@ -317,6 +327,10 @@ class AverageInformation(torch.optim.Optimizer):
         moved = self._moved()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
         return -torch.cat([g.reshape(-1) for g in grads]).to(torch.float64).cpu().numpy()
+
+    @staticmethod
+    def _theta(s: dict[str, Any]) -> np.ndarray:
+        return s["theta"].to(torch.float64).cpu().numpy()
 
     def _geometry_now(self, k: int) -> Geometry:
         return self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)

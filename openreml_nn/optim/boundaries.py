@@ -10,10 +10,11 @@ import numpy as np
 
 from openreml_nn.optim.controls import NOTHING
 
-PUSHED = 10.0  # raw step towards an end: a standard deviation falls by a factor of exp(10)
+PUSHED = 13.0  # raw step towards an end: a standard deviation falls by a factor of exp(13)
 NEAR, AT = 1e-3, 1e-10  # score and information below which a parameter nears, and is at, an end
 SLOPE = 1e-4  # g²/d above which a score has a direction
 FARTHEST = 2.0  # raw step of an entry that is led through zero, at most
+BEYOND = 2.0  # a joint Newton step of a variance exp(2θ) that leads by this much down leads far below zero
 CROSSED = 2.0  # a Newton step of a diagonal entry this many times its own size leads through zero
 
 
@@ -29,6 +30,7 @@ class Place:
         held: −1 or 1 for a parameter held at its lower or upper end, else 0.
         finite: Whether the natural parameter has a finite lower and upper limit, shape (2, k).
         mirrors: Element (i, j) tells that parameter j is not zero and changes sign when i is led through zero.
+        newton: Newton's step of all free parameters together.
     """
 
     g: np.ndarray
@@ -38,6 +40,7 @@ class Place:
     held: np.ndarray
     finite: np.ndarray
     mirrors: np.ndarray
+    newton: np.ndarray
 
     def flat(self, bound: float) -> tuple[np.ndarray, np.ndarray]:
         """Free parameters that hardly change ℓ: −1 or 1 where they run to an end, and where they come back from one.
@@ -69,19 +72,21 @@ class Leap:
     Attributes:
         step: Shape (k,).
         signs: Factors ±1 of all parameters after the step, shape (k,).
-        promised: Expected gain in ℓ.
+        promised: Expected gain in ℓ, beside that of the other parameters and of ``linear``.
         alone: Whether the other parameters stay where they are.
+        linear: The part of the step that a quadratic model can follow, to which the other parameters adapt, shape (k,).
     """
 
     step: np.ndarray
     signs: np.ndarray
     promised: float
     alone: bool = False
+    linear: np.ndarray | float = 0.0
 
 
 def leaps(place: Place) -> list[Leap]:
     """What to try before an ordinary step, most promising first."""
-    return [leap for leap in (_through_zero(place), _to_ends_and_back(place)) if leap.step.any()]
+    return [leap for leap in (_through_zero(place), _beyond_an_end(place), _to_ends_and_back(place)) if leap.step.any()]
 
 
 def _through_zero(place: Place) -> Leap:
@@ -95,6 +100,17 @@ def _through_zero(place: Place) -> Leap:
     step = np.where(cross, np.clip(np.log(np.maximum(np.abs(g) / d - 1.0, 1.0)), 1e-3, FARTHEST), 0.0)
     signs = np.prod(np.where(place.mirrors & cross[:, None], -1.0, 1.0), axis=0)
     return Leap(step, signs, 0.5 * float((g**2 / d)[cross].sum()), alone=True)
+
+
+def _beyond_an_end(place: Place) -> Leap:
+    """Send variances to zero that the quadratic model wants below zero.
+
+    The model moves a variance exp(2θ) to exp(2θ) (1 + 2δ) where θ moves by δ, and to zero by δ = −1/2. Steps of θ along
+    it would take a dozen steps there; the others adapt to the variance of zero at once.
+    """
+    sure = (place.g < 0) & (place.g**2 > SLOPE * place.d) & ~place.mirrors.any(axis=1)
+    out = sure & (place.newton < -BEYOND) & (place.held == 0) & place.finite[0] & ~place.finite[1]
+    return Leap(np.where(out, -PUSHED, 0.0), np.ones(len(out)), 0.0, linear=np.where(out, -0.5, 0.0))
 
 
 def _to_ends_and_back(place: Place) -> Leap:

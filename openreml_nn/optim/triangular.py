@@ -1,0 +1,46 @@
+r"""Curvature along a triangular factor of a covariance that is singular at the maximum, which information leaves out.
+
+Information is the curvature of ℓ where V is linear in its parameters. In the entries of L, Σ = L L' is not: with
+S = ∂ℓ/∂Σ the curvature has another part, −2 S_ij for the entries (i, a) and (j, a) of a column. At a maximum inside the
+space S is zero, so that nothing is missing. At a singular Σ it is not: S falls in the directions that Σ lacks, and
+steps without it overshoot there again and again.
+"""
+
+import numpy as np
+
+TINY = 1e-150  # a diagonal entry as good as zero; its square is still a number
+
+
+def left_out(cells: np.ndarray, theta: np.ndarray, score: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The positive part of that curvature, for factors with a diagonal entry that is held at zero, shape (k, k).
+
+    Args:
+        cells: Factor, row and column of each parameter, shape (3, k); −1 where it is no entry of a whole factor.
+        theta: Raw parameters: the entries, of the diagonal their logarithms, shape (k,).
+        score: ∂ℓ/∂θ.
+        held: Whether a parameter is on a boundary.
+    """
+    factor, row, column = cells
+    missing = np.zeros((len(theta), len(theta)))
+    for f in np.unique(factor[(factor >= 0) & (row == column) & (held != 0)]):
+        index = np.flatnonzero(factor == f)
+        i, a = row[index], column[index]
+        entries = np.where(i == a, np.maximum(np.exp(theta[index]), TINY), theta[index])
+        units = np.where(i == a, entries, 1.0)  # ∂L/∂θ
+        S = _slope(i, a, entries, score[index] / units)
+        values, vectors = np.linalg.eigh(S)
+        falls = 2.0 * (vectors * np.maximum(-values, 0.0)) @ vectors.T
+        missing[np.ix_(index, index)] = np.where(a[:, None] == a, falls[np.ix_(i, i)], 0.0) * np.outer(units, units)
+    return missing
+
+
+def _slope(i: np.ndarray, a: np.ndarray, entries: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """S = ∂ℓ/∂Σ from L and ∂ℓ/∂L, the lower triangle of 2 S L, column by column from the last."""
+    size = int(i.max()) + 1
+    L, G, S = np.zeros((3, size, size))
+    L[i, a], G[i, a] = entries, 0.5 * score
+    for c in reversed(range(size)):
+        below, pivot = slice(c + 1, size), L[c, c]
+        S[below, c] = S[c, below] = (G[below, c] - S[below, below] @ L[below, c]) / pivot
+        S[c, c] = (G[c, c] - S[c, below] @ L[below, c]) / pivot
+    return S
