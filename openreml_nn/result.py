@@ -149,11 +149,12 @@ class FitResult:
     def _shares(self) -> list[float]:
         """Each term's share of the mean of the diagonal of V, in its first row; NaN in the other rows."""
         V, theta = self.V, self.theta
-        total = float(V.mean_diagonal(theta))
+        problem = self.evaluation.problem
+        total = float(problem.mean_diagonal(V, theta))
         shares: dict[str, float] = {"": 1.0}
         if isinstance(V, Sum):
             parts = zip(V.operand_names, V.parts(theta), strict=True)
-            shares = {name: float(term.mean_diagonal(own)) / total for name, (term, own) in parts}
+            shares = {name: float(problem.mean_diagonal(term, own)) / total for name, (term, own) in parts}
         column: list[float] = []
         for path, leaf, _ in V.leaves():
             term = path[0] if path else ""

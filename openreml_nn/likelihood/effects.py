@@ -44,7 +44,8 @@ def predict(
     Args:
         evaluation: The fitted model.
         X: Fixed-effects design of the new rows, kept columns only, shape (m, p).
-        Z: Design of the new rows for each random term by name, with the columns of the fitted one.
+        Z: Design of the new rows for each random term by name, with the columns of the fitted one; where several
+            processes share the rows of the fit, each has all new rows, with zeros for levels that its V does not have.
         unseen: The same for rows whose level is not in G, at a level of the same variance; zeros in all other rows.
 
     Returns:
@@ -54,12 +55,13 @@ def predict(
         mean = X @ beta(evaluation)
         XC = X @ beta_cov(evaluation)
         variance = (XC * X).sum(1)
-        empty = mean.new_zeros(0)
+        empty, ranks = mean.new_zeros(0), evaluation.problem.ranks
         known = []
         for term in random_terms(evaluation.problem.V, evaluation.theta.detach()):
             if term.name in Z:
                 known.append((term, Z[term.name]))
-                mean = mean + Z[term.name].matmul(empty, blup(evaluation, term)[:, None])[:, 0]
+                part = Z[term.name].matmul(empty, blup(evaluation, term)[:, None])[:, 0]
+                mean = mean + (ranks.sum(part) if term.name in ranks.own else part)
             if term.name in (unseen or {}):
                 variance = variance + unseen[term.name].sandwich_diagonal(empty, term.G, term.G_params)  # type: ignore
         for rows in torch.arange(len(X), device=mean.device).split(columns_at_once(evaluation.problem.n)):
@@ -71,13 +73,14 @@ def _variance_by_effects(
     evaluation: Evaluation, known: list[tuple[RandomTerm, Matrix]], rows: Tensor, XC: Tensor
 ) -> Tensor:
     """z'Gz − k'Pk − 2 x'C X'V⁻¹k for some of the new rows, shape (len(rows),)."""
-    own, empty = XC.new_zeros(len(rows)), XC.new_zeros(0)
-    k = XC.new_zeros((evaluation.problem.n, len(rows)))
+    own, empty, ranks = XC.new_zeros(len(rows)), XC.new_zeros(0), evaluation.problem.ranks
+    k = XC.new_zeros((evaluation.problem.n_here, len(rows)))
     for term, new in known:
         z = new.entries(empty, rows[:, None], torch.arange(new.shape[1], device=rows.device)).mT
         Gz = term.G.matmul(term.G_params, z)
-        own += (z * Gz).sum(0)
+        part = (z * Gz).sum(0)
+        own += ranks.sum(part) if term.name in ranks.own else part
         k += term.Z.matmul(term.Z_params, Gz)
     fixed = evaluation.problem.fixed
-    XtVik = fixed.R.mT @ (fixed.U.mT @ evaluation.solve(k))
+    XtVik = fixed.R.mT @ ranks.sum(fixed.U.mT @ evaluation.solve(k))
     return own - evaluation.inner_diagonal(k) - 2.0 * (XC * XtVik.mT).sum(1)

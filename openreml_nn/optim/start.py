@@ -29,7 +29,7 @@ def data_start(problem: Problem) -> Tensor:
     scalable = [(term, index) for term, index in terms if _can_scale(term, fixed[index])]
     for term, index in scalable:
         with torch.no_grad():
-            size = float(term.mean_diagonal(theta[index]))
+            size = float(problem.mean_diagonal(term, theta[index]))
         if size > 0:
             scaled = term.rescale(theta[index], s2 / (len(scalable) * size)).to(theta)
             theta[index] = torch.where(fixed[index].to(theta.device), theta[index], scaled)
@@ -47,13 +47,15 @@ def require_estimable(problem: Problem) -> None:
         ConfoundedParameters: The columns of a term's Z are in the column space of X, as those of a factor that is fixed
             and random at once.
     """
-    U, generator = problem.fixed.U, torch.Generator().manual_seed(0)
-    probe = torch.randn(problem.n, 1, generator=generator, dtype=torch.float64).to(U)
-    outside = probe - U @ (U.mT @ probe)
+    U, ranks = problem.fixed.U, problem.ranks
+    generator = torch.Generator().manual_seed(ranks.rank)
+    probe = torch.randn(problem.n_here, 1, generator=generator, dtype=torch.float64).to(U)
+    outside = probe - U @ ranks.sum(U.mT @ probe)
     for term in random_terms(problem.V, problem.V.theta.detach()):
         if len(term.G.no_grad_index) == term.G.num_params:
             continue
-        left, whole = (torch.linalg.vector_norm(term.Z.rmatmul(term.Z_params, v)) for v in (outside, probe))
+        squares = problem.by_level(term, torch.cat([outside, probe], dim=1)).square().sum(0)
+        left, whole = (ranks.sum(squares) if term.name in ranks.own else squares).sqrt()
         if bool(left <= INSIDE * whole):
             raise ConfoundedParameters(
                 f"The fixed effects take up the random term {term.name!r} whole, as if its factor were fixed too: the "

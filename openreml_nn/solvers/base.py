@@ -115,6 +115,16 @@ class Problem(ABC):
         """Rank of X."""
         return self.fixed.p
 
+    def mean_diagonal(self, term: Matrix, params: Tensor) -> Tensor:
+        """The mean of the diagonal of V, or of an operand of V, over the rows of all processes."""
+        own = term.mean_diagonal(params)
+        return own if self.ranks.size == 1 else self.ranks.sum(self.n_here * own) / self.n
+
+    def by_level(self, term: RandomTerm, rhs: Tensor) -> Tensor:
+        """Z' ``rhs`` over the rows of all processes, for the levels of a random term that V has on this one."""
+        own = term.Z.rmatmul(term.Z_params, rhs)
+        return own if term.name in self.ranks.own else self.ranks.sum(own)
+
     @abstractmethod
     def evaluate(self, theta: Tensor | None = None) -> "Evaluation":
         """Factor V at raw thetas ``theta`` (the module's own when left out).
@@ -125,7 +135,7 @@ class Problem(ABC):
 
 
 class Evaluation(ABC):
-    """V factored at one θ.
+    """V factored at one θ. Where several processes share the rows, "shape (n,)" means those of a process.
 
     A solver that works in other coordinates than rows overrides ``working_variates`` together with ``inner``, and
     ``ZtPy`` and ``explained_variance``, so that nothing of n rows is touched; the defaults follow from ``Py`` and
@@ -168,7 +178,7 @@ class Evaluation(ABC):
 
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
         """The diagonal of ``rhs``' P ``rhs``, shape (m,), for ``rhs`` of n rows."""
-        return (rhs * self.project(rhs)).sum(0)
+        return self.problem.ranks.sum((rhs * self.project(rhs)).sum(0))
 
     def working_variates(self) -> Tensor:
         r"""V̇_k P y for each free parameter k, shape (n, k): one forward-mode product, no derivative matrix."""
@@ -177,7 +187,7 @@ class Evaluation(ABC):
 
     def ZtPy(self, term: RandomTerm) -> Tensor:
         """Z'Py of a random term, shape (q,)."""
-        return term.Z.rmatmul(term.Z_params, self.Py.detach()[:, None])[:, 0]
+        return self.problem.by_level(term, self.Py.detach()[:, None])[:, 0]
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
         """The diagonal of G Z'P Z G of a random term, shape (q,): by how much the data narrow its effects."""

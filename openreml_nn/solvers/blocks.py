@@ -132,9 +132,6 @@ class BlockEvaluation(Evaluation):
         ]
         return torch.cat(parts, dim=1)[:, pattern.place].mT
 
-    def ZtPy(self, term: RandomTerm) -> Tensor:
-        return self._of_levels(term, super().ZtPy(term))
-
     def explained_variance(self, term: RandomTerm) -> Tensor:
         Z, L = term.Z, len(term.Z.levels)  # type: ignore[arg-type]
         assert isinstance(Z, IncidenceMatrix)
@@ -149,12 +146,8 @@ class BlockEvaluation(Evaluation):
             for group, chol, Q in parts:
                 level, value = _explained_in_group(group, Z.codes, ZG, chol, Q)
                 total.index_add_(0, level.clamp(min=0), value * (level >= 0)[:, None])
-        return self._of_levels(term, total.mT.reshape(-1))
-
-    def _of_levels(self, term: RandomTerm, effects: Tensor) -> Tensor:
-        """Effects of all levels of a term that V has here, from those of the levels with records on this process."""
-        ranks = self.problem.ranks
-        return effects if term.name in ranks.own else ranks.sum(effects)
+        ranks, explained = self.problem.ranks, total.mT.reshape(-1)
+        return explained if term.name in ranks.own else ranks.sum(explained)
 
     def _half(self, rhs: Tensor) -> Tensor:
         """L⁻¹ ``rhs``, from rows to the order of the groups."""
