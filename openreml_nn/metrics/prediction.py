@@ -35,18 +35,21 @@ class RowScore(SummedMetric):
 
     def add(self, scores: Tensor, known: Tensor | None, shape: torch.Size) -> None:
         """Add scores of shape (n,) to the sums; ``shape`` is that of the rows before they were made flat."""
-        kind = self._kinds(scores, known, shape)
-        member = torch.arange(3, device=scores.device)[:, None] == kind
-        sums = torch.stack([member.to(scores).sum(1), torch.where(member, scores, 0.0).sum(1)], dim=1)
+        self._check(known, shape)
+        marks = scores.new_zeros(3, len(scores))
+        if known is None:
+            marks[2] = 1.0
+        else:
+            marks[0], marks[1] = ~known.flatten(), known.flatten()
+        sums = torch.stack([marks.sum(1), marks @ scores], dim=1)
         setattr(self, self.state, getattr(self, self.state) + sums)
 
-    def _kinds(self, scores: Tensor, known: Tensor | None, shape: torch.Size) -> Tensor:
-        """0 for rows of new levels, 1 for rows of known levels, 2 where that is not said."""
+    def _check(self, known: Tensor | None, shape: torch.Size) -> None:
         name = type(self).__name__
+        if known is None and self.rows != "all":
+            raise ValueError(f"`{name}(rows={self.rows!r})` needs the mask `known` of rows of known levels.")
         if known is None:
-            if self.rows != "all":
-                raise ValueError(f"`{name}(rows={self.rows!r})` needs the mask `known` of rows of known levels.")
-            return torch.full_like(scores, 2, dtype=torch.long)
+            return
         if not isinstance(known, Tensor) or known.dtype != torch.bool:
             raise TypeError(f"`{name}` needs a tensor of truth values as `known`, got {known!r}.")
         if known.shape != shape:
@@ -54,7 +57,6 @@ class RowScore(SummedMetric):
                 f"`{name}` needs a truth value in `known` for each row, got shape {tuple(known.shape)} for rows of "
                 f"shape {tuple(shape)}."
             )
-        return known.flatten().long()
 
     def compute(self) -> Tensor:
         """The mean over the rows, a number; NaN where there were rows, but none of these.

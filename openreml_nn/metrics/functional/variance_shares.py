@@ -126,7 +126,7 @@ def random_share(sums: Tensor) -> Tensor:
 
 
 def _sums(random: Tensor, residual: Tensor) -> Tensor:
-    return torch.stack([torch.ones_like(random), random, residual]).sum(1)
+    return torch.stack([random.new_full((), len(random)), random.sum(), residual.sum()])
 
 
 def _variances(packed: Tensor, sums: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -40,7 +40,7 @@ def test_coverage_is_nominal_where_the_prediction_is_right() -> None:
 def test_a_variance_of_zero() -> None:
     zero = torch.zeros(2)
     assert float(interval_coverage(zero, torch.tensor([0.0, 1e-9]), zero)) == 0.5
-    with pytest.raises(ValueError, match=r"variances greater than 0 in `variance`, got 2 others, the first is 0.0"):
+    with pytest.raises(ValueError, match=r"variances greater than 0 in `variance`, the smallest is 0.0"):
         negative_log_predictive_density(zero, zero, zero)
 
 
