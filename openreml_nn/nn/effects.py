@@ -165,7 +165,9 @@ class Effects(nn.Module):
                 f"{name!r} needs a design of shape ({rows}, {self.num_effects}) for the effects {self.effects}, got "
                 f"{tuple(design.shape)}."
             )
-        return codes.long(), design.detach().to(torch.float64)
+        if design.requires_grad:
+            raise ValueError(f"{name!r} got a design that requires a gradient; it gets none here. Detach it.")
+        return codes.long(), design.to(torch.float64)
 
     def incidence(self, codes: Tensor, design: Tensor | None) -> IncidenceMatrix:
         """Z of rows, shape (m, s · q); a row of zeros for the code −1."""

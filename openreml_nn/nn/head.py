@@ -237,7 +237,7 @@ class MixedModelHead(nn.Module):
         self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
         return result
 
-    # ---- moving and saving ------------------------------------------------------------------------------------------------------
+    # ---- moving and saving -----------------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixedModelHead":
         """Move to devices, but stay in float64 whatever a network around is cast to."""

@@ -1,0 +1,54 @@
+"""Closed forms by level: values and gradients against dense algebra, also of levels without rows."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from openreml_nn.nn.by_level import LevelTerms, OneEffect
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("ones", [True, False])
+def test_one_effect(shared, ones):
+    codes, L = torch.tensor([0, 2, 0, 3, 2]), 5
+    r = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    sigma2 = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    S = torch.rand(1 if shared else L, dtype=torch.float64).requires_grad_()
+    x = None if ones else torch.randn(5, dtype=torch.float64)
+    z = torch.nn.functional.one_hot(codes, L) * (torch.ones(5) if x is None else x)[:, None].double()
+    V = z @ torch.diag(S.expand(L)) @ z.mT + sigma2 * torch.eye(5, dtype=torch.float64)
+    expected = torch.logdet(V) + r @ torch.linalg.solve(V, r)
+    assert OneEffect.apply(r, sigma2, S, codes, x, L).item() == pytest.approx(expected.item(), abs=1e-12)
+    assert gradcheck(lambda r, s, S: OneEffect.apply(r, s, S, codes, x, L), (r, sigma2, S))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("s", [1, 2, 3])
+def test_several_effects(shared, s):
+    codes, L, m = torch.tensor([0, 2, 0, 3, 2, 0, 2]), 4, 7
+    F = torch.randn(m, 2, dtype=torch.float64, requires_grad=True)
+    sigma2 = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    W = torch.randn(s, s, 1 if shared else L, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(m, s, dtype=torch.float64)
+
+    def both(F, sigma2, W):
+        S = torch.einsum("abl,cbl->acl", W, W)
+        return LevelTerms.apply(F, sigma2, S, codes, x, L)
+
+    Z = (x[:, :, None] * torch.nn.functional.one_hot(codes, L)[:, None]).reshape(m, -1)
+    S = torch.einsum("abl,cbl->acl", W, W).expand(s, s, L)
+    G = torch.einsum("abl,lk->albk", S, torch.eye(L, dtype=torch.float64)).reshape(s * L, s * L)
+    V = Z @ G @ Z.mT + sigma2 * torch.eye(m, dtype=torch.float64)
+    logdet, products = both(F, sigma2, W)
+    torch.testing.assert_close(logdet, torch.logdet(V), rtol=0, atol=1e-12)
+    torch.testing.assert_close(products, F.mT @ torch.linalg.solve(V, F), rtol=0, atol=1e-12)
+    assert gradcheck(both, (F, sigma2, W))
+
+
+def test_no_variance_is_fine():
+    codes, r = torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    value = OneEffect.apply(r, one, zero, codes, None, 2)
+    assert value.item() == pytest.approx(14.0)
+    value.backward()
+    assert zero.grad.tolist() == pytest.approx([2.0 + 1.0 - 9.0 - 9.0])

@@ -1,0 +1,283 @@
+"""The head as a part of a network: fits that must come out, types, states, refusals, three lines in a module."""
+
+import copy
+import io
+import pickle
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from openreml_nn import fit
+from openreml_nn.covariance import KnownMatrix, ScalarMatrix
+from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead, in_chunks
+
+
+def minimise(loss, parameters, steps=60):
+    optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-12,
+                                  tolerance_change=1e-16)  # fmt: skip
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return loss().item()
+
+
+def design(case):
+    return torch.stack([torch.ones(len(case.y)), torch.randn(len(case.y))], dim=1).double()
+
+
+@pytest.mark.parametrize("name", ["intercepts", "slopes", "crossed", "kernel"])
+def test_a_linear_network_gives_the_plain_fit_by_ml(make, name):
+    case = make(name)
+    case.y = case.y + 2.0 * torch.randn(7, dtype=torch.float64)[torch.as_tensor(
+        case.groups["a"][0] if isinstance(case.groups["a"], tuple) else case.groups["a"])]  # fmt: skip
+    X, head = design(case), case.head(mode="exact")
+    network = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    rows = head.rows(case.groups)
+    loss = minimise(lambda: head(network(X), case.y, rows), [*network.parameters(), *head.parameters()])
+    result = fit(case.head().covariance(case.groups), case.y, X, method="ML")
+    assert -len(case.y) * loss == pytest.approx(result.loglik, abs=1e-6)
+    assert network.weight[0].tolist() == pytest.approx(result.beta.tolist(), abs=1e-5)
+    assert list(head.variance().values()) == pytest.approx(result.variance["estimate"].tolist(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["intercepts", "crossed"])
+def test_features_give_the_plain_fit_by_reml(make, name):
+    case = make(name)
+    case.y = case.y + 2.0 * torch.randn(7, dtype=torch.float64)[case.groups["a"]]
+    X, head = design(case), case.head(mode="features")
+    loss = minimise(lambda: head(X[:, 1:], case.y, case.groups), list(head.parameters()))
+    result = fit(case.head().covariance(case.groups), case.y, X)
+    scale = 0.5 * torch.logdet(X.mT @ X).item()  # the likelihood of orthonormal contrasts does not depend on X's scale
+    assert -len(case.y) * loss == pytest.approx(result.loglik + scale, abs=1e-6)
+    assert list(head.variance().values()) == pytest.approx(result.variance["estimate"].tolist(), rel=1e-3, abs=1e-4)
+    refitted = head.refit(X[:, 1:], case.y, case.groups)
+    assert refitted.loglik == pytest.approx(result.loglik, abs=1e-8)
+    assert list(head.variance()) == refitted.variance["name"].tolist()
+    assert list(head.variance().values()) == pytest.approx(result.variance["estimate"].tolist(), rel=1e-5)
+
+
+def test_the_scale_of_features_does_not_matter(make):
+    case = make("slopes")
+    head, phi = case.head(mode="features"), torch.randn(len(case.y), 2, dtype=torch.float64)
+    mixed = phi @ torch.tensor([[3.0, 1.0], [0.0, 1e-3]], dtype=torch.float64)
+    for groups in (case.groups, head.rows(case.groups)):
+        one, two = head(phi, case.y, groups), head(mixed, case.y, groups)
+        assert one.item() == pytest.approx(two.item(), abs=1e-10)
+
+
+def test_start_shares_the_variance(make):
+    case = make("crossed")
+    y = 3.0 * case.y
+    for groups in (case.groups, {name: (own, torch.ones(len(y), 1)) for name, own in case.groups.items()}):
+        head = case.head()
+        head.start(y, groups)
+        assert list(head.variance().values()) == pytest.approx([y.var().item() / 3] * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_networks(make, dtype):
+    case = make("slopes")
+    head = case.head()
+    f = case.f.detach().to(dtype).requires_grad_()
+    loss = head(f, case.y.float(), case.groups)
+    assert loss.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(loss, f)
+    assert gradient.dtype == dtype
+    case.f = f.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(head(case.f, case.y.float(), case.groups), case.f)
+    torch.testing.assert_close(gradient.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["batch", "exact", "features"])
+def test_autocast_does_not_reach_the_likelihood(make, mode):
+    case = make("slopes, crossed, kernel")
+    head, network = case.head(mode=mode), nn.Linear(4, 2 if mode == "features" else 1)
+    x = torch.randn(len(case.y), 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(x)
+        loss = head(output, case.y, case.groups)
+    assert output.dtype == torch.bfloat16
+    assert loss.item() == head(output.double(), case.y, case.groups).item()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_casting_a_model_leaves_the_head_in_float64(make):
+    case = make("crossed")
+    model = nn.ModuleDict({"network": nn.Linear(2, 1), "head": case.head()})
+    model["head"].condition(case.f, case.y, case.groups)
+    expected, variance = model["head"].predict(case.f, case.groups), model["head"].variance()
+    model.to(torch.bfloat16)
+    assert model["network"].weight.dtype == torch.bfloat16
+    assert model["head"].variance() == variance
+    for one, two in zip(model["head"].predict(case.f, case.groups), expected, strict=True):
+        assert torch.equal(one, two)
+    moved = copy.deepcopy(model["head"]).to("meta")
+    assert all(p.dtype == torch.float64 and p.is_meta for p in moved.parameters())
+
+
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_saved_head_predicts_without_the_data(case):
+    head, other = case.head(), case.head(mode="exact")
+    head.refit(case.f, case.y, case.groups, max_steps=0)
+    expected = head.predict(case.f, case.groups)
+    other.load_state_dict(saved(head))
+    assert other.variance() == head.variance()
+    for copied in (other, copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        for one, two in zip(copied.predict(case.f, case.groups), expected, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_states_come_and_go(make):
+    case = make("intercepts")
+    head, other = case.head(), case.head()
+    plain = saved(head)
+    head.condition(case.f, case.y, case.groups)
+    nested, target = nn.ModuleList([head]), nn.ModuleList([other])
+    target.load_state_dict(saved(nested))
+    assert other.posterior is not None
+    other.load_state_dict(plain)
+    assert other.posterior is None
+    third = MixedModelHead({"a": Effects(8)})
+    with pytest.raises(ValueError, match="7 levels without labels, here are 8"):
+        third.load_state_dict(saved(head))
+
+
+def test_moved_thetas_are_noticed(make):
+    case = make("intercepts")
+    head = case.head()
+    with pytest.raises(ValueError, match="call `condition` or `refit` first"):
+        head.predict(case.f, case.groups)
+    head.condition(case.f, case.y, case.groups)
+    head.predict(case.f, case.groups)
+    with torch.no_grad():
+        next(head.parameters()).add_(1e-9)
+    with pytest.raises(ValueError, match="moved since `condition`"):
+        head.predict(case.f, case.groups)
+
+
+def test_fixed_and_tied_parameters(make):
+    case = make("crossed")
+    G = ScalarMatrix(7, start=2.0)
+    head = MixedModelHead({"a": Effects(7, covariance=G), "b": Effects(7, covariance=G)})
+    assert len(list(head.parameters())) == 2
+    groups = {"a": case.groups["a"], "b": case.groups["a"].flip(0)}
+    case.groups = groups
+    assert head(case.f, case.y, groups).item() == pytest.approx(case.loss(head).item())
+    G.set_no_grad([0])
+    head(case.f, case.y, groups).backward()
+    head.refit(case.f, case.y, groups)
+    assert head.variance()["a/sigma^2"] == head.variance()["b/sigma^2"] == pytest.approx(2.0)
+    head.predict(case.f, groups)
+
+
+def test_names_that_modules_have_are_fine():
+    head = MixedModelHead({"type": Effects(2), "a.b": Effects(2), "forward": Effects(2, covariance=ScalarMatrix(2))})
+    assert list(head.effects) == ["type", "a.b", "forward"]
+    codes = torch.tensor([0, 1, 0])
+    head(torch.zeros(3), torch.ones(3), dict.fromkeys(head.effects, codes)).backward()
+    assert list(head.variance()) == ["type/sigma^2", "a.b/sigma^2", "forward/sigma^2", "residual/sigma^2"]
+
+
+class Patients(Dataset):
+    """Rows as (x, y, code)."""
+
+    def __init__(self, rows=120, patients=15):
+        self.codes = torch.arange(rows) % patients
+        self.x = torch.randn(rows, 3)
+        self.y = self.x.sum(1) + 2.0 * torch.randn(patients)[self.codes] + 0.3 * torch.randn(rows)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i], self.codes[i]
+
+
+class Module(L.LightningModule):
+    """A user's own module; three lines of it are about the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(3, 1)
+        self.head = MixedModelHead({"patient": Effects(15)})  # 1
+
+    def training_step(self, batch, batch_idx):
+        x, y, patient = batch
+        return self.head(self.network(x), y, patient)  # 2
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*workers:UserWarning")
+def test_three_lines_in_a_module(tmp_path):
+    data, module = Patients(), Module()
+    loader = DataLoader(data, batch_sampler=ClusterBatchSampler(data.codes, 40))  # 3
+    trainer = L.Trainer(max_epochs=150, accelerator="cpu", logger=False, enable_progress_bar=False,
+                        enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path)  # fmt: skip
+    trainer.fit(module, loader)
+    assert module.head.variance()["residual/sigma^2"] == pytest.approx(0.09, abs=0.03)
+    with torch.no_grad():
+        output = in_chunks(module.network, data.x, 50)
+    module.head.condition(output, data.y, data.codes)
+    mean, _ = module.head.predict(output, data.codes)
+    assert (mean - data.y).square().mean() < 0.12 < 2.0 < (output[:, 0] - data.y).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [({"effects": {}}, ValueError, "at least one factor"), ({"effects": {"a": 3}}, TypeError, "`Effects` for 'a'"),
+     ({"effects": {"residual": Effects(2)}}, ValueError, "other than 'residual'"),
+     ({"effects": {"a/b": Effects(2)}}, ValueError, "without '/'"),
+     ({"effects": {"a": Effects(2)}, "mode": "whole"}, ValueError, "mode of 'batch', 'exact', 'features'"),
+     ({"effects": {"a": Effects(2)}, "method": "MAP"}, ValueError, "method of 'REML' or 'ML'")],
+)  # fmt: skip
+def test_refused_heads(options, error, message):
+    with pytest.raises(error, match=message):
+        MixedModelHead(**options)
+
+
+def test_refused_batches():
+    head = MixedModelHead({"a": Effects(2), "b": Effects(2)})
+    y, codes = torch.ones(3), torch.tensor([0, 1, 0])
+    whole = {"a": codes, "b": codes}
+    for output, response, groups, message in (
+        (torch.ones(3, 2), y, whole, r"output must be of shape \(m,\) or \(m, 1\), got \(3, 2\)"),
+        (y, torch.ones(3, 2), whole, "y must be of shape"),
+        (y, torch.ones(4), whole, "one output for each y, got 3 and 4"),
+        (y, y, {"a": codes}, r"levels of \['a', 'b'\], got those of \['a'\]"),
+        (y, y, codes, r"levels of \['a', 'b'\]"),
+        (y, y, {"a": codes, "b": codes - 1}, "'b' has codes from 0 to 1, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            head(output, response, groups)
+    with pytest.raises(ValueError, match="features of shape"):
+        MixedModelHead({"a": Effects(2)}, mode="features")(y, y, codes)
+    head.condition(y, y - 1.5, whole)
+    with pytest.raises(ValueError, match="'observation' or a 'mean'"):
+        head.predict(y, whole, of="everything")
+
+
+def test_kernels_of_many_levels_use_those_of_the_batch():
+    K = torch.eye(500, dtype=torch.float64) + 0.1
+    head = MixedModelHead({"line": Effects(500, covariance=KnownMatrix(K))})
+    codes = torch.tensor([3, 499, 3, 7])
+    loss = head(torch.zeros(4), torch.ones(4), codes)
+    V = head.covariance(codes)()
+    expected = -torch.distributions.MultivariateNormal(torch.zeros(4).double(), V).log_prob(torch.ones(4)) / 4
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
