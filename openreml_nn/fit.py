@@ -24,7 +24,7 @@ from openreml_nn.optim import (
     require_estimable,
 )
 from openreml_nn.result import FitResult
-from openreml_nn.solvers import Evaluation, Problem, Solver
+from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver
 
 log = logging.getLogger("openreml_nn")
 OBJECTIVES: dict[str, type[Objective]] = {"REML": REML, "ML": ML}
@@ -45,6 +45,7 @@ def fit(
     max_steps: int = 200,
     rank: str = "drop",
     x_names: Sequence[str] | None = None,
+    ranks: Ranks = ALONE,
 ) -> FitResult:
     r"""Fit y ~ N(Xβ, V(θ)) by restricted or full maximum likelihood; V holds the estimates afterwards.
 
@@ -62,6 +63,7 @@ def fit(
         max_steps: Largest number of accepted steps.
         rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
         x_names: Names of the columns of X.
+        ranks: The processes that share the rows, each of which calls this with V, y and X of its own ones.
 
     Warns:
         UserWarning: The fit did not converge; the message says why.
@@ -78,17 +80,17 @@ def fit(
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
     direction = direction or Average()
     if direction.second_derivatives and solver == "auto":
-        solver = "dense"
-    objective = kind(V, solver)
+        solver = "dense" if ranks.size == 1 else "blocks"
+    objective = kind(V, solver, ranks)
     say_conversion(y=y, X=X)
     y = y.detach() if isinstance(y, Tensor) else y  # only θ is moved
     X = X.detach() if isinstance(X, Tensor) else X
-    problem = objective.prepare(y, X, rank=rank)
+    problem = objective.prepare(y, X, rank=rank, ranks=ranks)
     names = column_names(problem, X, x_names)
     warn_of_aliased(problem, names)
     if objective.method == "REML":
         require_estimable(problem)
-    V.set_theta(start_theta(problem, start))
+    V.set_theta(ranks.first(start_theta(problem, start)))
     history: list[Progress] = []
     if not V.free_index:
         with torch.no_grad():
@@ -100,13 +102,14 @@ def fit(
         optimizer.zero_grad()
         current.clear()
         current.append(problem.evaluate())
-        loss = -objective.loglik(current[0])
+        loss = ranks.same_loss(-objective.loglik(current[0]))
         loss.backward()
+        ranks.same_gradients(V.theta_parameters())
         return loss
 
     optimizer = AverageInformation(
         V.theta_parameters(),
-        information=lambda: direction.information(objective, current[0]),
+        information=lambda: ranks.first(direction.information(objective, current[0])),
         geometry=lambda: Geometry.of(V),
         control=control,
         tolerance=tolerance,
@@ -122,7 +125,7 @@ def fit(
             current.append(problem.evaluate(V.theta.detach()))
     known = optimizer.information if history and isinstance(direction, Average) else None
     result = build_result(objective, current.pop(), history, names, time.perf_counter() - began, known)
-    if history and not result.converged:
+    if history and not result.converged and ranks.rank == 0:
         warnings.warn(f"The fit did not converge: {result.reason}.", stacklevel=2)
     return result
 
@@ -154,10 +157,12 @@ def build_result(
     x_names: list[str],
     seconds: float = math.nan,
     information: np.ndarray | None = None,
+    sharing: str = "",
 ) -> FitResult:
     """The result of an optimiser that has stopped; the history is empty where no parameter was moved.
 
-    The average information of the free thetas is computed at the evaluation where it is not given.
+    The average information of the free thetas is computed at the evaluation where it is not given. Where several
+    processes share the rows, all call this, and the result is whole on the first.
     """
     V = evaluation.problem.V
     free = V.free_index
@@ -172,10 +177,12 @@ def build_result(
         last = history[-1]
         limit = f"the limit of {last.iteration} step{'s' * (last.iteration != 1)} was reached"
         converged, reason = last.converged, last.reason or limit
-    return FitResult(
+    result = FitResult(
         objective, evaluation, converged, reason, history, theta_cov, tuple(held.tolist()), tuple(V.no_grad_index),
-        x_names, seconds,
+        x_names, seconds, sharing,
     )  # fmt: skip
+    result.settle()
+    return result
 
 
 def theta_covariance(V: Matrix, held: np.ndarray, information: np.ndarray) -> np.ndarray:
@@ -206,7 +213,7 @@ def column_names(problem: Problem, X: Tensor | None, x_names: Sequence[str] | No
 
 
 def warn_of_aliased(problem: Problem, names: Sequence[str]) -> None:
-    """Warn of the columns of X that were dropped."""
-    if problem.fixed.aliased:
+    """Warn of the columns of X that were dropped, on the first process."""
+    if problem.fixed.aliased and problem.ranks.rank == 0:
         dropped = ", ".join(names[i] for i in problem.fixed.aliased)
         warnings.warn(f"X is rank deficient; dropped, from left to right: {dropped}.", stacklevel=3)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.likelihood import full_loglik, restricted_loglik
-from openreml_nn.solvers import Evaluation, Problem, Solver, choose_solver
+from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver, choose_shared
 
 
 class Objective(nn.Module):
@@ -15,23 +15,28 @@ class Objective(nn.Module):
     Args:
         V: Covariance of the observations, shape (n, n).
         solver: ``"auto"``, the name of a solver, or a solver object.
+        ranks: The processes that share the rows; V is then the covariance of those of this one.
     """
 
     method: str
 
-    def __init__(self, V: Matrix, solver: str | Solver = "auto") -> None:
+    def __init__(self, V: Matrix, solver: str | Solver = "auto", ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.V = V
-        self.choice = choose_solver(V, solver)
-        self.solver = self.choice.solver
+        self.choice = choose_shared(V, solver, ranks)
+
+    @property
+    def solver(self) -> Solver:
+        """The solver that was chosen."""
+        return self.choice.solver
 
     @abstractmethod
     def loglik(self, evaluation: Evaluation) -> Tensor:
         """ℓ of an evaluated problem, with its constants."""
 
-    def prepare(self, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> Problem:
+    def prepare(self, y: Tensor, X: Tensor | None = None, *, rank: str = "drop", ranks: Ranks = ALONE) -> Problem:
         """Do once what depends on the data alone; ``-objective.loglik(problem.evaluate())`` is then the objective."""
-        return self.solver.prepare(self.V, y, X, rank=rank)
+        return self.solver.prepare_shared(self.V, y, X, ranks, rank=rank)
 
     def forward(self, y: Tensor, X: Tensor | None = None, theta: Tensor | None = None) -> Tensor:
         """−ℓ(θ) with its constants; prepares the data anew at each call, which ``prepare`` does once for a loop.

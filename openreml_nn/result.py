@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,8 @@ class FitResult:
         fixed: Indices of the raw thetas that were fixed.
         x_names: Names of the columns of X.
         seconds: Wall time of the fit.
+        sharing: How several processes shared the rows, in words. The tables are then whole on the first process; the
+            others have their own levels of a term that is whole on one process each.
     """
 
     objective: Objective
@@ -47,6 +50,14 @@ class FitResult:
     fixed: tuple[int, ...]
     x_names: list[str]
     seconds: float = field(default=math.nan, compare=False)
+    sharing: str = field(default="", compare=False)
+    _tables: dict[str, pd.DataFrame] = field(default_factory=dict, compare=False, repr=False)
+
+    def settle(self) -> None:
+        """Ask the other processes, where there are any, for what the tables need, so that one can read them alone."""
+        if self.evaluation.problem.ranks.size > 1:
+            self._shares  # noqa: B018
+            self.blup()
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 
@@ -140,12 +151,13 @@ class FitResult:
                 "name": V.natural_names,
                 "estimate": estimate,
                 "std_error": se,
-                "share": self._shares(),
+                "share": self._shares,
                 "boundary": (own & at).any(axis=1),
                 "fixed": own[:, fixed].any(axis=1) & ~own[:, ~fixed].any(axis=1),
             }
         )
 
+    @cached_property
     def _shares(self) -> list[float]:
         """Each term's share of the mean of the diagonal of V, in its first row; NaN in the other rows."""
         V, theta = self.V, self.theta
@@ -178,9 +190,19 @@ class FitResult:
         names = [t.name for t in terms]
         if term is not None and term not in names:
             raise KeyError(f"There is no random term {term!r}; there are {names}.")
-        tables = [self._blup_table(t) for t in terms if term in (None, t.name)]
+        tables = [self._blups_of(t) for t in terms if term in (None, t.name)]
         columns = ["term", "effect", "level", "blup", "pev"]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+    def _blups_of(self, term: RandomTerm) -> pd.DataFrame:
+        """The table of a term; kept."""
+        if term.name not in self._tables:
+            table, ranks = self._blup_table(term), self.evaluation.problem.ranks
+            if ranks.size > 1 and term.name in ranks.own:
+                parts = ranks.to_first((table, ranks.own[term.name]))
+                table = _joined(parts) if parts else table
+            self._tables[term.name] = table
+        return self._tables[term.name]
 
     def _blup_table(self, term: RandomTerm) -> pd.DataFrame:
         effects, levels = ["(Intercept)"], [str(i) for i in range(term.G.shape[0])]
@@ -197,10 +219,10 @@ class FitResult:
         )
 
     def variance_beside(self, terms: Collection[str]) -> Tensor:
-        """Variance of each observation in all of V but these terms, shape (n,)."""
+        """Variance of each observation of this process in all of V but these terms, shape (n,)."""
         operands = operands_of(self.V, self.theta)
         rest = [operand.diagonal(own).detach() for name, operand, own in operands if name not in terms]
-        return torch.stack(rest).sum(0) if rest else self.theta.new_zeros(self.n)
+        return torch.stack(rest).sum(0) if rest else self.theta.new_zeros(self.evaluation.problem.n_here)
 
     def predict(
         self, X: Tensor, Z: dict[str, Matrix] | None = None, unseen: dict[str, Matrix] | None = None
@@ -226,6 +248,7 @@ class FitResult:
         lines = [
             f"Linear mixed model by {self.objective.method}",
             f"solver {self.objective.solver.name}: {self.objective.choice.reason}",
+            *([self.sharing] if self.sharing else []),
             f"n = {self.n}, rank of X = {self.p}, variance parameters = {self.num_variance_parameters}",
             f"log-likelihood = {self.loglik:.4f}, AIC = {self.AIC:.2f}, BIC = {self.BIC:.2f}",
             f"{ended} after {steps}: {self.reason}.",
@@ -242,6 +265,19 @@ class FitResult:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def _joined(parts: list[tuple[pd.DataFrame, np.ndarray | None]]) -> pd.DataFrame:
+    """The tables of a term from all processes as one, its levels in their order."""
+    sizes = [len(table) // max(table["effect"].nunique(), 1) for table, _ in parts]
+    effects, places, offset = [], [], 0
+    for (table, place), size in zip(parts, sizes, strict=True):
+        count = len(table) // max(size, 1)
+        effects.append(np.repeat(np.arange(count), size))
+        places.append(np.tile(np.arange(offset, offset + size) if place is None else place, count))
+        offset += size
+    order = np.lexsort((np.concatenate(places), np.concatenate(effects)))
+    return pd.concat([table for table, _ in parts], ignore_index=True).iloc[order].reset_index(drop=True)
 
 
 def natural_scale(

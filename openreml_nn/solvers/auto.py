@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.solvers.base import Solver
+from openreml_nn.solvers.block_pattern import block_sizes
 from openreml_nn.solvers.blocks import BlockSolver
 from openreml_nn.solvers.dense import DenseSolver
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, Plan
+from openreml_nn.solvers.ranks import Ranks
 from openreml_nn.solvers.spectral import SpectralSolver
 from openreml_nn.solvers.spectral_traits import SpectralTraitsSolver
 
@@ -32,7 +34,7 @@ class Choice:
     cost: str
 
 
-def choose_solver(V: Matrix, solver: str | Solver = "auto") -> Choice:
+def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = False) -> Choice:
     """The solver for a V by this table, the first row that fits.
 
     ====================================== ======================= ============================= =====================
@@ -50,30 +52,67 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto") -> Choice:
     Args:
         V: Covariance of the observations.
         solver: ``"auto"``, the name of a solver, or a solver object.
+        share: Whether several processes are to share the rows: the first row that fits by which they share them by the
+            levels of a term, if there is one.
 
     Raises:
         ValueError: No solver has this name, or the one that was asked for cannot take V.
     """
     if solver == "auto":
-        return _choose(V)
-    if isinstance(solver, str):
-        if solver not in SOLVERS:
-            raise ValueError(f"There is no solver {solver!r}; there are 'auto', {', '.join(map(repr, SOLVERS))}.")
-        solver = SOLVERS[solver]()
-    solver.require(V)
-    return Choice(solver, "it was asked for", solver.cost(V))
+        kinds = (kind() for kind in SOLVERS.values())
+        fitting = (own for own in kinds if own.refusal(V) is None and not _passed_over(own, V, V.shape[0]))
+        if not share:
+            return _chosen(next(fitting), V)
+        several = list(fitting)
+        return _chosen(next((own for own in several if own.whole_terms(V)), several[0]), V)
+    named = _solver_of(solver)
+    named.require(V)
+    return Choice(named, "it was asked for", named.cost(V))
 
 
-def _choose(V: Matrix) -> Choice:
-    for kind in SOLVERS.values():
-        solver = kind()
-        if solver.refusal(V) is None and not _passed_over(solver, V):
-            return Choice(solver, _REASONS[kind.name], solver.cost(V))
-    raise AssertionError("The dense solver takes any V.")
+def choose_shared(V: Matrix, solver: str | Solver, ranks: Ranks) -> Choice:
+    """The solver for a V of whose rows each process has its own: the mixed-model equations, else blocks.
+
+    Args:
+        V: Covariance of the observations of this process.
+        solver: ``"auto"``, the name of a solver, or a solver object.
+        ranks: The processes that share the rows.
+
+    Raises:
+        ValueError: On all processes, where no solver can share the rows of V.
+    """
+    if ranks.size == 1:
+        return choose_solver(V, solver)
+    if solver != "auto":
+        named = _solver_of(solver)
+        return Choice(named, "it was asked for", named.cost(V))
+    equations, blocks = MixedModelEquationsSolver(), BlockSolver()
+    n, in_blocks = ranks.count(V.shape[0]), blocks.whole_terms(V) is not None
+    if equations.refusal(V) is None and not _passed_over(equations, V, n):
+        return _chosen(equations, V)
+    largest = max(ranks.objects(int(block_sizes(V).max()) if in_blocks else 0))
+    if in_blocks and 2 * largest <= n:
+        return _chosen(blocks, V)
+    raise ValueError(
+        f"No solver shares the rows of this V between processes: the mixed-model equations need random terms and σ²I, "
+        f"and blocks need small ones (here up to {largest} of {n} rows). Give each process all rows."
+    )
 
 
-def _passed_over(solver: Solver, V: Matrix) -> bool:
-    return isinstance(solver, MixedModelEquationsSolver) and Plan.of(V).size_of_rest > TOO_MANY * V.shape[0]
+def _solver_of(solver: str | Solver) -> Solver:
+    if isinstance(solver, Solver):
+        return solver
+    if solver not in SOLVERS:
+        raise ValueError(f"There is no solver {solver!r}; there are 'auto', {', '.join(map(repr, SOLVERS))}.")
+    return SOLVERS[solver]()
+
+
+def _chosen(solver: Solver, V: Matrix) -> Choice:
+    return Choice(solver, _REASONS[solver.name], solver.cost(V))
+
+
+def _passed_over(solver: Solver, V: Matrix, n: int) -> bool:
+    return isinstance(solver, MixedModelEquationsSolver) and Plan.of(V).size_of_rest > TOO_MANY * n
 
 
 _REASONS = {

@@ -10,12 +10,14 @@ whole on each process.
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 T = TypeVar("T")
@@ -28,13 +30,14 @@ class Ranks(ABC):
         rank: Place of this process among them, from 0.
         size: Their number.
         own: Names of the random terms whose levels have all their records on one process. There V has a process's own
-            levels of such a term and no others; the levels of all other terms are the same everywhere.
+            levels of such a term and no others; the levels of all other terms are the same everywhere. With each name
+            the places of the own levels among those of all processes, or None for the order of the processes.
         sent: Bytes that this process has given to collectives.
     """
 
     rank: int = 0
     size: int = 1
-    own: frozenset[str] = frozenset()
+    own: Mapping[str, np.ndarray | None] = MappingProxyType({})
     sent: int = 0
 
     @abstractmethod
@@ -72,6 +75,19 @@ class Ranks(ABC):
     def count(self, number: int) -> int:
         """The sum of an integer over the processes."""
         return sum(self.objects(number))
+
+    def same_loss(self, loss: Tensor) -> Tensor:
+        """A loss that all processes hold with the value of the first, in case that another one rounds otherwise."""
+        return loss if self.size == 1 else loss + (self.first(loss) - loss.detach())
+
+    def same_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give each process the gradients of the first one."""
+        moved = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not moved:
+            return
+        flat = self.first(torch.cat([grad.reshape(-1) for grad in moved]))
+        for grad, own in zip(moved, flat.split([grad.numel() for grad in moved]), strict=True):
+            grad.copy_(own.reshape(grad.shape))
 
     def together(self, work: Callable[[], T]) -> T:
         """The result of work without messages; where it fails on any process, all raise the error of the first of them.
@@ -140,12 +156,14 @@ class ProcessGroup(Ranks):
     """The processes of a group of ``torch.distributed``.
 
     Args:
-        own: Names of the random terms whose levels are whole on one process each.
+        own: Names of the random terms whose levels are whole on one process each, or a dictionary from them to the
+            places of the own levels among those of all processes.
         group: The group; the default one when left out.
     """
 
-    def __init__(self, own: Iterable[str] = (), group: Any = None) -> None:
-        self.own, self.group = frozenset(own), group
+    def __init__(self, own: Iterable[str] | Mapping[str, np.ndarray | None] = (), group: Any = None) -> None:
+        self.own = own if isinstance(own, Mapping) else dict.fromkeys(own)
+        self.group = group
         self.rank, self.size, self.sent = dist.get_rank(group), dist.get_world_size(group), 0
         self._first = 0 if group is None else dist.get_global_rank(group, 0)
 
@@ -214,11 +232,11 @@ class ProcessGroup(Ranks):
         self.sent += x.numel() * x.element_size()
 
 
-def processes(own: Iterable[str] = ()) -> Ranks:
+def processes(own: Iterable[str] | Mapping[str, np.ndarray | None] = ()) -> Ranks:
     """The processes of the default group of ``torch.distributed``; `ALONE` where there is none, or one process in it.
 
     Args:
-        own: Names of the random terms whose levels are whole on one process each.
+        own: As `ProcessGroup` has it.
     """
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return ProcessGroup(own) if several else ALONE
