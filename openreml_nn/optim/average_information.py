@@ -5,6 +5,7 @@ likelihood offers: an information matrix at hardly any cost, a scale on which co
 decrement g'H⁻¹g, twice the gain in ℓ that is left), and variances that go to zero.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -118,10 +119,10 @@ class AverageInformation(torch.optim.Optimizer):
         if "loss" not in s:
             raise ValueError("`AverageInformation` has made no step yet.")
         free = s["held"] == 0
-        g, H = s["score"][free], s["information"][np.ix_(free, free)]
+        g, H = s["score"][free], _among(s["information"], free)
         return Progress(
-            iteration=s["iteration"], loglik=-s["loss"], score_norm=float(np.linalg.norm(g)),
-            decrement=newton_decrement(H, g), condition=float(np.linalg.cond(H)) if len(g) else 1.0,
+            iteration=s["iteration"], loglik=-s["loss"], score_norm=_norm(g),
+            decrement=newton_decrement(H, g), condition=_condition(H),
             step_norm=s["step_norm"], step_length=s["step_length"], trials=s["trials"],
             held=tuple(int(h) for h in s["held"]),
             done=s["done"], converged=s["converged"], reason=s["reason"],
@@ -141,15 +142,13 @@ class AverageInformation(torch.optim.Optimizer):
         Args:
             closure: Clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
-        closure = torch.enable_grad()(closure)
         s = self._memory()
         if "theta" not in s or not torch.equal(s["theta"], self._gather()):
             self._begin(s, closure)
         elif s["done"]:
-            closure()  # a training loop expects its closure to be called
+            _loss(closure)  # a training loop expects its closure to be called
         if not s["done"]:
             self._advance(s, closure)
-        self._write(s["theta"], -s["score"])
         return torch.tensor(s["loss"], dtype=torch.float64)
 
     def _begin(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
@@ -157,12 +156,12 @@ class AverageInformation(torch.optim.Optimizer):
         k = len(self._gather())
         if k == 0:
             raise ValueError("`AverageInformation` has no parameter to move; all are fixed.")
-        loss = _number(closure())
+        loss = _loss(closure)
         if not np.isfinite(loss):
             raise ValueError(f"The objective is {loss} at the start values; give others.")
-        geometry = self._geometry_now(k)
+        geometry, theta = self._geometry_now(k), self._gather()
         s.update(
-            theta=self._gather(), origin=self._gather().to(torch.float64).cpu().numpy(), loss=loss,
+            theta=theta, origin=theta.to(torch.float64).cpu().numpy(), loss=loss,
             score=self._score(), information=self._checked_information(k),
             held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
             finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors,
@@ -176,23 +175,23 @@ class AverageInformation(torch.optim.Optimizer):
         """Try steps until one is accepted, or none is left to try."""
         units, theta, free = s["units"], s["theta"], s["held"] == 0
         g, H = s["score"] * units, self._curvature(s, s["use_secant"]) * np.outer(units, units)
-        candidates = leaps(self._place(s))
+        candidates = leaps(self._place(s), self._newton(s))
         rounding, trials = ROUNDING * max(1.0, abs(s["loss"])), 0
         while True:
             leap = candidates.pop(0) if candidates else None
             step, promised = self._trial(s, g, H, leap)
-            length, trials = float(np.linalg.norm(step)), trials + 1
+            length, trials = _norm(step), trials + 1
             new = theta + torch.from_numpy(step * units).to(theta)
             if leap is not None:
                 new = new * torch.from_numpy(leap.signs).to(new)
-            self._write(new, None)
+            self._write(new)
             loss = _loss_or_inf(closure)
             gain = s["loss"] - loss
             seen = promised > rounding
             if gain > 0 if seen else gain > -rounding:
                 score, information = self._score(), self._checked_information(len(g))
-                if seen or newton_decrement(information[np.ix_(free, free)], score[free]) < newton_decrement(
-                    s["information"][np.ix_(free, free)], s["score"][free]
+                if seen or newton_decrement(_among(information, free), score[free]) < newton_decrement(
+                    _among(s["information"], free), s["score"][free]
                 ):
                     break
             if leap is None and s["use_secant"] and seen:
@@ -207,12 +206,13 @@ class AverageInformation(torch.optim.Optimizer):
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
         self._learn(s, step * units if leap is None else None, score, information, gain)
-        full = float(np.linalg.norm(newton_step(H[np.ix_(free, free)], g[free])))
+        full = _norm(newton_step(_among(H, free), g[free]))
         s.update(
             theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
             step_norm=length, trials=trials, step_length=length / full if full > 0 else 0.0,
-            units=self._geometry_now(len(g)).units,
         )  # fmt: skip
+        if not s["finite"].any(axis=0).all():  # the units of all others are 1
+            s["units"] = self._geometry_now(len(g)).units
         self._judge(s)
 
     def _learn(
@@ -240,20 +240,25 @@ class AverageInformation(torch.optim.Optimizer):
         free = (s["held"] == 0) & (leap.step == 0)
         known, own = np.zeros(len(g)) + leap.linear, np.zeros(len(g))
         if free.any():
-            own[free] = self.control.step(H[np.ix_(free, free)], (g - H @ known)[free], s["radius"])
+            own[free] = self.control.step(_among(H, free), (g - H @ known)[free], s["radius"])
         known += own
         return own + leap.step, leap.promised + float(g @ known - 0.5 * known @ H @ known)
 
     # ---- boundaries and the end --------------------------------------------------------------------------------------
 
     def _place(self, s: dict[str, Any]) -> Place:
-        units, theta, free = s["units"], self._theta(s), s["held"] == 0
-        g, H = s["score"] * units, s["information"] * np.outer(units, units)
+        units, theta = s["units"], self._theta(s)
         return Place(
-            g=g, d=H.diagonal(), theta=theta, moved=theta - s["origin"], held=s["held"],
+            g=s["score"] * units, d=s["information"].diagonal() * units**2,
+            theta=theta, moved=theta - s["origin"], held=s["held"],
             finite=s["finite"], mirrors=s["mirrors"] & (np.abs(theta) > 1e-6 * units),
-            newton=_embed(newton_step(H[np.ix_(free, free)], g[free]), free),
         )  # fmt: skip
+
+    def _newton(self, s: dict[str, Any]) -> np.ndarray:
+        """Newton's step of all free parameters together, in their units."""
+        units, free = s["units"], s["held"] == 0
+        H = s["information"] * np.outer(units, units)
+        return _embed(newton_step(_among(H, free), (s["score"] * units)[free]), free)
 
     def _judge(self, s: dict[str, Any]) -> None:
         """Hold and release parameters, and end where nothing is left to gain."""
@@ -261,13 +266,14 @@ class AverageInformation(torch.optim.Optimizer):
         at, _ = place.flat(AT)
         s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
-        if newton_decrement(s["information"][np.ix_(free, free)], s["score"][free]) <= self.tolerance:
+        if newton_decrement(_among(s["information"], free), s["score"][free]) <= self.tolerance:
             self._end(s, "the score is zero")
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:
+        """End, back at the last accepted thetas."""
+        self._write(s["theta"], -s["score"])
         free = s["held"] == 0
-        inner = np.ix_(free, free)
-        left = min(newton_decrement(self._curvature(s, use)[inner], s["score"][free]) for use in (False, True))
+        left = min(newton_decrement(_among(self._curvature(s, use), free), s["score"][free]) for use in (False, True))
         if left < ENOUGH:
             self._end(s, "no gain above rounding is left")
         else:
@@ -275,7 +281,7 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _end(self, s: dict[str, Any], reason: str) -> None:
         free = s["held"] == 0
-        confounded = _confounded(s["information"][np.ix_(free, free)])
+        confounded = _confounded(_among(s["information"], free))
         names, (below, above) = np.array(s["names"]), s["finite"]
         runs_off = ((s["held"] < 0) & ~below) | ((s["held"] > 0) & ~above)
         if len(confounded) and (np.abs(self._place(s).moved[free][confounded]) > FAR).all():
@@ -341,24 +347,26 @@ class AverageInformation(torch.optim.Optimizer):
             raise ValueError(f"`information` must give a matrix of shape ({k}, {k}), got {H.shape}.")
         return H
 
-    def _write(self, theta: Tensor, grad: np.ndarray | None) -> None:
+    def _write(self, theta: Tensor, grad: np.ndarray | None = None) -> None:
         moved = self._moved()
         sizes = [p.numel() for p in moved]
         for p, value in zip(moved, theta.split(sizes), strict=True):
-            p.copy_(value.reshape(p.shape))
+            p.copy_(value.view_as(p))
         if grad is not None:
             for p, value in zip(moved, torch.from_numpy(grad).to(theta).split(sizes), strict=True):
                 p.grad = value.reshape(p.shape).clone()
 
 
-def _number(loss: Any) -> float:
+def _loss(closure: Callable[[], Any]) -> float:
+    with torch.enable_grad():
+        loss = closure()
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
 def _loss_or_inf(closure: Callable[[], Any]) -> float:
     """The loss at a trial point; infinite where V has no Cholesky factor there."""
     try:
-        loss = _number(closure())
+        loss = _loss(closure)
     except (NotPositiveDefinite, torch.linalg.LinAlgError):
         return float("inf")
     return loss if np.isfinite(loss) else float("inf")
@@ -393,3 +401,20 @@ def _embed(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     full = np.zeros(len(where))
     full[where] = values
     return full
+
+
+def _among(H: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The rows and columns of some parameters."""
+    return H if where.all() else H[np.ix_(where, where)]
+
+
+def _norm(x: np.ndarray) -> float:
+    return math.sqrt(float(x @ x))
+
+
+def _condition(H: np.ndarray) -> float:
+    """Condition number of a symmetric matrix; 1 for one without rows."""
+    if not len(H):
+        return 1.0
+    sizes = np.abs(np.linalg.eigvalsh(H))
+    return float(sizes.max() / sizes.min()) if sizes.min() > 0 else math.inf

@@ -30,7 +30,6 @@ class Place:
         held: −1 or 1 for a parameter held at its lower or upper end, else 0.
         finite: Whether the natural parameter has a finite lower and upper limit, shape (2, k).
         mirrors: Element (i, j) tells that parameter j is not zero and changes sign when i is led through zero.
-        newton: Newton's step of all free parameters together.
     """
 
     g: np.ndarray
@@ -40,7 +39,6 @@ class Place:
     held: np.ndarray
     finite: np.ndarray
     mirrors: np.ndarray
-    newton: np.ndarray
 
     def flat(self, bound: float) -> tuple[np.ndarray, np.ndarray]:
         """Free parameters that hardly change ℓ: −1 or 1 where they run to an end, and where they come back from one.
@@ -50,6 +48,8 @@ class Place:
         infinity a parameter runs only if it has moved there from its start.
         """
         small = (np.abs(self.g) < bound) & (self.d < bound) & (self.held == 0)
+        if not small.any():
+            return np.zeros(len(small)), np.zeros(len(small))
         way = np.sign(self.g) * (small & (self.g**2 > SLOPE * self.d))
         gone = small & (self.g == 0) & (self.d == 0)  # so far that nothing is left of its derivatives
         way = np.where(gone, np.sign(self.moved), way)
@@ -84,12 +84,18 @@ class Leap:
     linear: np.ndarray | float = 0.0
 
 
-def leaps(place: Place) -> list[Leap]:
-    """What to try before an ordinary step, most promising first."""
-    return [leap for leap in (_through_zero(place), _beyond_an_end(place), _to_ends_and_back(place)) if leap.step.any()]
+def leaps(place: Place, newton: np.ndarray) -> list[Leap]:
+    """What to try before an ordinary step, most promising first.
+
+    Args:
+        place: Where the parameters are.
+        newton: Newton's step of all free parameters together, shape (k,).
+    """
+    found = (_through_zero(place), _beyond_an_end(place, newton), _to_ends_and_back(place))
+    return [leap for leap in found if leap is not None]
 
 
-def _through_zero(place: Place) -> Leap:
+def _through_zero(place: Place) -> Leap | None:
     """Lead diagonal entries of a triangular factor through zero.
 
     The diagonal entry exp(θ) is positive, but the column times −1 is the same matrix: where Newton's step of the entry,
@@ -97,27 +103,33 @@ def _through_zero(place: Place) -> Leap:
     """
     g, d = place.g, np.maximum(place.d, NOTHING)
     cross = place.mirrors.any(axis=1) & (place.held == 0) & (g < -CROSSED * d) & (g**2 > SLOPE * d)
+    if not cross.any():
+        return None
     step = np.where(cross, np.clip(np.log(np.maximum(np.abs(g) / d - 1.0, 1.0)), 1e-3, FARTHEST), 0.0)
     signs = np.prod(np.where(place.mirrors & cross[:, None], -1.0, 1.0), axis=0)
     return Leap(step, signs, 0.5 * float((g**2 / d)[cross].sum()), alone=True)
 
 
-def _beyond_an_end(place: Place) -> Leap:
+def _beyond_an_end(place: Place, newton: np.ndarray) -> Leap | None:
     """Send variances to zero that the quadratic model wants below zero.
 
     The model moves a variance exp(2θ) to exp(2θ) (1 + 2δ) where θ moves by δ, and to zero by δ = −1/2. Steps of θ along
     it would take a dozen steps there; the others adapt to the variance of zero at once.
     """
     sure = (place.g < 0) & (place.g**2 > SLOPE * place.d) & ~place.mirrors.any(axis=1)
-    out = sure & (place.newton < -BEYOND) & (place.held == 0) & place.finite[0] & ~place.finite[1]
+    out = sure & (newton < -BEYOND) & (place.held == 0) & place.finite[0] & ~place.finite[1]
+    if not out.any():
+        return None
     return Leap(np.where(out, -PUSHED, 0.0), np.ones(len(out)), 0.0, linear=np.where(out, -0.5, 0.0))
 
 
-def _to_ends_and_back(place: Place) -> Leap:
+def _to_ends_and_back(place: Place) -> Leap | None:
     """Towards a finite end a long step; back from one Newton's step of the natural parameter exp(2θ), half of it."""
     g, d = place.g, np.maximum(place.d, NOTHING)
     runs, returns = place.flat(NEAR)
     runs = runs * place._finite(runs)
+    if not (runs.any() or returns.any()):
+        return None
     step = PUSHED * runs + 0.5 * returns * np.log1p(np.abs(g) / d)
     promised = 0.5 * float(np.abs(g[runs != 0]).sum() + (g**2 / d)[returns != 0].sum())
     return Leap(step, np.ones(len(g)), promised)

@@ -44,32 +44,37 @@ class Geometry:
     @classmethod
     def of(cls, V: Matrix) -> "Geometry":
         """The free parameters of V at its present thetas."""
-        theta = V.theta.detach()
-        k = V.num_params
-        units = np.ones(k)
-        ends: np.ndarray = np.zeros((2, k), dtype=bool)
+        k, free = V.num_params, V.free_index
+        units, ends = [1.0] * k, [(-math.inf, math.inf)] * k
         mirrors, cells = np.zeros((k, k), dtype=bool), np.full((3, k), -1)
-        fixed = set(V.no_grad_index)
         for _, leaf, index in (found for found in V.leaves() if found[2]):
             for a, (i, column) in enumerate(leaf.mirrors.items()):
                 mirrors[index[i], [index[j] for j in column]] = True
-                if fixed.isdisjoint(index):
+                if set(index) <= set(free):
                     cells[:, [index[i], *(index[j] for j in column)]] = _column(index[0], a, len(column) + 1)
-            with torch.no_grad():
-                size = float(leaf.mean_diagonal(theta[index]).abs()) if leaf.shape[0] == leaf.shape[1] else 1.0
-            for i, t, power in zip(index, leaf._transforms(), leaf.scale_powers, strict=True):
-                low, high = (-math.inf, math.inf) if t is None else t.image
-                ends[:, i] = math.isfinite(low), math.isfinite(high)
-                if math.isinf(low) and math.isinf(high) and power and size > 0:
-                    units[i] = size**power
-        free = np.array([i for i in range(k) if i not in fixed], dtype=int)
+            for i, t in zip(index, leaf._transforms(), strict=True):
+                ends[i] = ends[i] if t is None else t.image
+            powers = {i: power for i, power in zip(index, leaf.scale_powers, strict=True)
+                      if power and ends[i] == (-math.inf, math.inf)}  # fmt: skip
+            size = _size(leaf) if powers else 0.0
+            for i, power in powers.items():
+                units[i] = size**power if size > 0 else 1.0
         names = short_names(V.param_names)
-        return cls(units[free], ends[0, free], ends[1, free], mirrors[np.ix_(free, free)], cells[:, free],
+        below, above = np.isfinite(np.array(ends).reshape(k, 2)[free].T)
+        return cls(np.array(units)[free], below, above, mirrors[np.ix_(free, free)], cells[:, free],
                    [names[i] for i in free])  # fmt: skip
 
     def named(self, which: Sequence[int]) -> str:
         """Names of some parameters, for a message."""
         return ", ".join(self.names[i] for i in which)
+
+
+def _size(leaf: Matrix) -> float:
+    """Mean of the diagonal of a structure at its present thetas; 1 where it is not square."""
+    if leaf.shape[0] != leaf.shape[1]:
+        return 1.0
+    with torch.no_grad():
+        return float(leaf.mean_diagonal(leaf.theta).abs())
 
 
 def _column(factor: int, a: int, length: int) -> np.ndarray:

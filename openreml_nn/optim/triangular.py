@@ -22,6 +22,8 @@ def left_out(cells: np.ndarray, theta: np.ndarray, score: np.ndarray, held: np.n
     """
     factor, row, column = cells
     missing = np.zeros((len(theta), len(theta)))
+    if not held.any():
+        return missing
     for f in np.unique(factor[(factor >= 0) & (row == column) & (held != 0)]):
         index = np.flatnonzero(factor == f)
         i, a = row[index], column[index]

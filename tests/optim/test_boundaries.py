@@ -168,7 +168,7 @@ def test_no_finite_maximum_is_not_converged() -> None:
 
 def place(g: float, d: float, theta: float, moved: float, finite: tuple[bool, bool], **other: Any) -> Place:
     """Where a single parameter is."""
-    arrays = {"held": np.zeros(1, dtype=int), "mirrors": np.zeros((1, 1), dtype=bool), "newton": np.zeros(1)} | other
+    arrays = {"held": np.zeros(1, dtype=int), "mirrors": np.zeros((1, 1), dtype=bool)} | other
     return Place(
         g=np.array([g]), d=np.array([d]), theta=np.array([theta]), moved=np.array([moved]),
         finite=np.array([[finite[0]], [finite[1]]]), **arrays,
@@ -205,20 +205,21 @@ def test_running_to_an_end_or_coming_back(where: Place, runs: int, returns: int)
 
 
 def test_leaps() -> None:
-    (out,) = leaps(place(-1e-6, 1e-11, -9.0, -9.0, VARIANCE))
+    still = np.zeros(1)
+    (out,) = leaps(place(-1e-6, 1e-11, -9.0, -9.0, VARIANCE), still)
     assert out.step.tolist() == [-13.0]
-    (back,) = leaps(place(1e-6, 1e-11, -9.0, -9.0, VARIANCE))
+    (back,) = leaps(place(1e-6, 1e-11, -9.0, -9.0, VARIANCE), still)
     assert back.step[0] == pytest.approx(0.5 * np.log1p(1e5))
     assert back.promised == pytest.approx(0.5 * 1e-12 / 1e-11)
-    assert leaps(place(1e-6, 1e-11, 20.0, 19.0, VARIANCE)) == []
-    assert leaps(place(-2.0, 1.5, 0.0, 0.0, VARIANCE)) == []
+    assert leaps(place(1e-6, 1e-11, 20.0, 19.0, VARIANCE), still) == []
+    assert leaps(place(-2.0, 1.5, 0.0, 0.0, VARIANCE), still) == []
 
 
 def test_a_variance_that_newtons_step_leads_below_zero() -> None:
-    (out,) = leaps(place(-0.1, 0.5, -1.0, -1.0, VARIANCE, newton=np.array([-2.5])))
+    (out,) = leaps(place(-0.1, 0.5, -1.0, -1.0, VARIANCE), np.array([-2.5]))
     assert (out.step.tolist(), out.linear.tolist()) == ([-13.0], [-0.5])
     for newton, kind in ((-1.5, VARIANCE), (-2.5, CORRELATION), (-2.5, LOADING)):
-        assert leaps(place(-0.1, 0.5, -1.0, -1.0, kind, newton=np.array([newton]))) == []
+        assert leaps(place(-0.1, 0.5, -1.0, -1.0, kind), np.array([newton])) == []
 
 
 def test_a_column_changes_sign_where_newtons_step_leads_through_zero() -> None:
@@ -226,9 +227,8 @@ def test_a_column_changes_sign_where_newtons_step_leads_through_zero() -> None:
     where = Place(
         g=np.array([-3.0, 0.5]), d=np.array([1.0, 1.0]), theta=np.array([0.0, 2.0]), moved=np.zeros(2),
         held=np.zeros(2, dtype=int), finite=np.array([[True, False], [False, False]]), mirrors=mirrors,
-        newton=np.zeros(2),
     )  # fmt: skip
-    (leap,) = leaps(where)
+    (leap,) = leaps(where, np.zeros(2))
     assert leap.alone
     assert leap.signs.tolist() == [1.0, -1.0]
     assert leap.step.tolist() == [pytest.approx(np.log(2.0)), 0.0]

@@ -5,6 +5,7 @@ name of the first place, and their gradients add up.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,7 +138,8 @@ class Operator(Matrix):
 def short_names(names: Sequence[str]) -> list[str]:
     """Names without the positions of operands (``op_1/``), where they stay unique without them."""
     short = [_POSITIONAL.sub("", name) for name in names]
-    return [s if short.count(s) == 1 else full for s, full in zip(short, names, strict=True)]
+    count = Counter(short)
+    return [s if count[s] == 1 else full for s, full in zip(short, names, strict=True)]
 
 
 def _named_operands(owner: str, operands: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Matrix]:
