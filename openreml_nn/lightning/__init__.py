@@ -6,11 +6,13 @@ from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO
 from openreml_nn.lightning.data import MixedModelDataModule
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.lightning.monitor import TensorBoardMonitor
+from openreml_nn.lightning.regressor import MixedModelRegressor
 
 __all__ = [
     "Batch",
     "ConvergenceCallback",
     "MixedModelDataModule",
+    "MixedModelRegressor",
     "NewRowsBatch",
     "PredictionFiles",
     "REMLModule",

@@ -1,0 +1,164 @@
+"""MixedModelRegressor: a network and a head in a Trainer, its checkpoints, its logs, its predictions."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from openreml_nn import MixedModelRegressor, fit
+from openreml_nn.lightning.regressor import joined, whole
+from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*workers:UserWarning", "ignore:.*val_dataloader:UserWarning", "ignore:Checkpoint directory:UserWarning"
+)
+SUBJECTS = 12
+
+
+class Visits(Dataset):
+    """Rows (x, y, {"subject": (code, (1, t)), "site": code})."""
+
+    def __init__(self, rows=150, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        truth = torch.Generator().manual_seed(99)
+        b, a = torch.randn(SUBJECTS, 2, generator=truth), torch.randn(4, generator=truth)
+        self.x = torch.randn(rows, 3, generator=g)
+        self.subject, self.site = torch.arange(rows) % SUBJECTS, torch.randint(0, 4, (rows,), generator=g)
+        self.design = torch.stack([torch.ones(rows), torch.rand(rows, generator=g)], dim=1)
+        self.y = self.x.sum(1) + (b[self.subject] * self.design).sum(1) + a[self.site]
+        self.y += 0.3 * torch.randn(rows, generator=g)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i], self.groups(i)
+
+    def groups(self, i=slice(None)):
+        return {"subject": (self.subject[i], self.design[i]), "site": self.site[i]}
+
+
+def head(**options):
+    return MixedModelHead({"subject": Effects(SUBJECTS, ["intercept", "t"]), "site": Effects(4)}, **options)
+
+
+def regressor(network=None, mode="batch", **options):
+    options = {"optimizer": lambda p: torch.optim.Adam(p, lr=0.05), "rows": 64} | options
+    return MixedModelRegressor(network or nn.Linear(3, 1), head(mode=mode), **options)
+
+
+def loader(data, size=50):
+    return DataLoader(data, batch_sampler=ClusterBatchSampler(data.subject, size))
+
+
+def test_trains_validates_predicts(trainer):
+    data, new, module = Visits(), Visits(60, seed=1), regressor()
+    run = trainer(max_epochs=60, callbacks=[])
+    run.fit(module, loader(data), DataLoader(new, batch_size=20))
+    logged = dict(run.callback_metrics)
+    assert logged["val/mse"] < 0.3
+    assert set(logged) == {"train/loss", "val/mse", *(f"variance/{name}" for name in module.head.variance())}
+    assert logged["variance/residual/sigma^2"].item() == pytest.approx(0.09, abs=0.05)
+    mean, variance = joined(run.predict(module, DataLoader(new, batch_size=20)))
+    assert (mean - new.y).square().mean() == pytest.approx(logged["val/mse"].item(), rel=1e-5)
+    error = (mean - new.y) / variance.sqrt()
+    assert 0.6 < error.square().mean() < 1.6
+    with torch.no_grad():
+        expected = module.head.predict(module(new.x), new.groups())
+    torch.testing.assert_close(mean, expected[0])
+    torch.testing.assert_close(variance, expected[1])
+
+
+def test_random_effects_come_from_all_rows_of_the_data_set(trainer):
+    data, module = Visits(), regressor()
+    run = trainer(max_epochs=1, callbacks=[])
+    run.fit(module, DataLoader(data, batch_size=40, shuffle=True, drop_last=True))
+    other = head()
+    other.load_state_dict({k: v for k, v in module.head.state_dict().items() if "posterior" not in k})
+    with torch.no_grad():
+        other.condition(module(data.x), data.y, data.groups())
+        for one, two in zip(other.predict(module(data.x), data.groups()),
+                            module.head.predict(module(data.x), data.groups()), strict=True):  # fmt: skip
+            torch.testing.assert_close(one, two)
+
+
+def test_refit_is_the_fit_of_what_the_network_leaves(trainer):
+    data, module = Visits(), regressor(refit=True)
+    trainer(max_epochs=3, callbacks=[]).fit(module, loader(data))
+    with torch.no_grad():
+        left = data.y.double() - module(data.x)[:, 0].double()
+    expected = fit(head().covariance(data.groups()), left, left[:, None][:, :0])
+    assert module.result.loglik == pytest.approx(expected.loglik, abs=1e-8)
+    module.head.predict(module(data.x), data.groups())
+
+
+def test_exact_likelihood_by_lbfgs(trainer):
+    data = Visits()
+    network = nn.Linear(3, 1).double()
+    module = regressor(network, "exact", optimizer=lambda p: torch.optim.LBFGS(
+        p, max_iter=80, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-15))  # fmt: skip
+    batch = (data.x.double(), data.y.double(), data.groups())
+    trainer(max_epochs=2, callbacks=[]).fit(module, DataLoader([batch], batch_size=None))
+    X = torch.cat([data.x.double(), torch.ones(len(data), 1)], dim=1)
+    expected = fit(head().covariance(data.groups()), data.y.double(), X, method="ML")
+    with torch.no_grad():
+        loss = module.head(module(batch[0]), batch[1], batch[2])
+    assert -len(data) * loss.item() == pytest.approx(expected.loglik, abs=1e-6)
+
+
+def test_checkpoints_predict_by_themselves(trainer, tmp_path):
+    data, new, module = Visits(), Visits(60, seed=1), regressor()
+    best = ModelCheckpoint(tmp_path, monitor="val/mse")
+    run = trainer(max_epochs=3, callbacks=[best], enable_checkpointing=True)
+    run.fit(module, loader(data), DataLoader(new, batch_size=20))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    score = best.best_model_score.item()
+    expected = joined(run.predict(module, DataLoader(new, batch_size=20)))
+    got = {}
+    for path in (tmp_path / "last.ckpt", best.best_model_path):
+        again = MixedModelRegressor.load_from_checkpoint(path, network=nn.Linear(3, 1), head=head())
+        got[str(path)] = joined(trainer(callbacks=[]).predict(again, DataLoader(new, batch_size=20)))
+    torch.testing.assert_close(got[str(tmp_path / "last.ckpt")], expected)
+    assert (got[best.best_model_path][0] - new.y).square().mean().item() == pytest.approx(score, rel=1e-5)
+    other = MixedModelHead({"subject": Effects(SUBJECTS + 1, ["intercept", "t"]), "site": Effects(4)})
+    with pytest.raises(ValueError, match="12 levels without labels, here are 13"):
+        MixedModelRegressor.load_from_checkpoint(tmp_path / "last.ckpt", network=nn.Linear(3, 1), head=other)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(trainer, precision):
+    data, module = Visits(), regressor()
+    run = trainer(max_epochs=2, callbacks=[], precision=precision)
+    run.fit(module, loader(data), DataLoader(data, batch_size=50))
+    assert torch.isfinite(run.callback_metrics["val/mse"])
+    assert all(p.dtype == torch.float64 for p in module.head.parameters())
+    mean, variance = run.predict(module, DataLoader(data, batch_size=50))[0]
+    assert mean.dtype == variance.dtype == torch.float64
+
+
+def test_own_learning_rate_of_the_thetas():
+    module = regressor(optimizer=torch.optim.AdamW, head_lr=0.1)
+    network, own = module.configure_optimizers().param_groups
+    assert (network["lr"], network["weight_decay"]) == (1e-3, 1e-2)
+    assert (own["lr"], own["weight_decay"]) == (0.1, 0.0)
+    assert len(own["params"]) == len(list(module.head.parameters()))
+
+
+def test_without_validation_and_without_a_trainer():
+    data, module = Visits(), regressor(variances=False)
+    module.condition(loader(data))
+    mean, variance = module.predict_step((data.x, data.groups()), 0)
+    assert variance is None
+    assert len(mean) == len(data)
+    with pytest.raises(ValueError, match="there are none"):
+        module.condition([])
+
+
+def test_every_row_once():
+    data = Visits(30)
+    for given in (loader(data, 7), DataLoader(data, batch_size=7, shuffle=True, drop_last=True)):
+        assert torch.equal(torch.cat([y for _, y, _ in whole(given, 8)]), data.y)
+    batches = [(data.x, data.y, data.groups())]
+    assert whole(batches, 8) is batches
+    assert len(list(whole(DataLoader(batches, batch_size=None), 8))) == 1
