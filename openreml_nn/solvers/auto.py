@@ -1,6 +1,6 @@
 """Which solver takes which V: the table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.solvers.base import Solver
@@ -26,12 +26,17 @@ class Choice:
     Attributes:
         solver: The solver.
         reason: Why this one.
-        cost: What it is expected to cost.
+        V: The covariance that it was taken for.
     """
 
     solver: Solver
     reason: str
-    cost: str
+    V: Matrix = field(repr=False)
+
+    @property
+    def cost(self) -> str:
+        """What it is expected to cost; V is taken apart for it when it is asked for."""
+        return self.solver.cost(self.V)
 
 
 def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = False) -> Choice:
@@ -67,7 +72,7 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = Fal
         return _chosen(next((own for own in several if own.whole_terms(V)), several[0]), V)
     named = _solver_of(solver)
     named.require(V)
-    return Choice(named, "it was asked for", named.cost(V))
+    return Choice(named, "it was asked for", V)
 
 
 def choose_shared(V: Matrix, solver: str | Solver, ranks: Ranks) -> Choice:
@@ -85,7 +90,7 @@ def choose_shared(V: Matrix, solver: str | Solver, ranks: Ranks) -> Choice:
         return choose_solver(V, solver)
     if solver != "auto":
         named = _solver_of(solver)
-        return Choice(named, "it was asked for", named.cost(V))
+        return Choice(named, "it was asked for", V)
     equations, blocks = MixedModelEquationsSolver(), BlockSolver()
     n, in_blocks = ranks.count(V.shape[0]), blocks.whole_terms(V) is not None
     if equations.refusal(V) is None and not _passed_over(equations, V, n):
@@ -108,7 +113,7 @@ def _solver_of(solver: str | Solver) -> Solver:
 
 
 def _chosen(solver: Solver, V: Matrix) -> Choice:
-    return Choice(solver, _REASONS[solver.name], solver.cost(V))
+    return Choice(solver, _REASONS[solver.name], V)
 
 
 def _passed_over(solver: Solver, V: Matrix, n: int) -> bool:

@@ -21,6 +21,8 @@ from openreml_nn.solvers.reductions import Source
 from openreml_nn.solvers.spectral_form import scale_of, scaled
 from openreml_nn.solvers.terms import operands_of
 
+FEW = 64  # rows that are looked at before all are
+
 
 @dataclass(frozen=True)
 class KroneckerSigma:
@@ -161,8 +163,13 @@ def _columns(Z: Matrix) -> Tensor | None:
         return Z.cells * len(Z.levels) + Z.codes
     if Z.values is None:
         return Z.codes
-    one_hot = bool(((Z.values == 1.0) | (Z.values == 0.0)).all()) and bool((Z.values.sum(1) == 1.0).all())
-    return Z.values.argmax(1) * len(Z.levels) + Z.codes if isinstance(Z, KhatriRaoMatrix) and one_hot else None
+    one_hot = isinstance(Z, KhatriRaoMatrix) and all(map(_one_in_each_row, (Z.values[:FEW], Z.values)))
+    return Z.values.argmax(1) * len(Z.levels) + Z.codes if one_hot else None
+
+
+def _one_in_each_row(x: Tensor) -> bool:
+    """Whether each row has a single 1 and else zeros."""
+    return bool(((x == 1.0) | (x == 0.0)).all()) and bool((x.sum(1) == 1.0).all())
 
 
 def _one_to_one(left: _Grid, right: _Grid) -> bool:
