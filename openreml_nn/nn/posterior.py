@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from openreml_nn import likelihood
-from openreml_nn.covariance import Matrix
+from openreml_nn.covariance import IncidenceMatrix, Matrix
 from openreml_nn.covariance.structures.incidence import pairs_within
 from openreml_nn.nn.batch import Term
-from openreml_nn.solvers import random_terms
-from openreml_nn.solvers.cross_products import Coupling, DenseCoupling, SparseCoupling
+from openreml_nn.solvers import RandomTerm, random_terms
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, MixedModelEvaluation
 
 AT_ONCE = 2**22  # elements of a matrix of rows by effects that is made for their variances
@@ -178,7 +177,8 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
         X0 = fixed.U @ fixed.R
         ViX = evaluation.solve(X0) if X0.shape[1] else X0
         carried = [term.G.matmul(term.G_params, term.Z.rmatmul(term.Z_params, ViX)) for term in terms]
-        start, column, value = _coupling(equations.products.coupling, y) if variances else (empty, empty, empty)
+        first = problem.plan.first_index
+        start, column, value = _coupling(terms, first, y) if variances else (empty, empty, empty)
         return Posterior(
             theta=evaluation.theta.detach().clone(),
             sigma2=equations.sigma2.clone(),
@@ -188,7 +188,7 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
             beta_cov=likelihood.beta_cov(evaluation),
             kept=torch.tensor(fixed.kept, dtype=torch.int64, device=y.device),
             carried=torch.cat(carried),
-            first=torch.tensor(evaluation.problem.plan.first_index, device=y.device),
+            first=torch.tensor(first, device=y.device),
             blocks=equations.K if variances else empty,
             start=start,
             column=column,
@@ -198,13 +198,25 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
         )
 
 
-def _coupling(coupling: Coupling, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the entries of each level begin, shape (L + 1,), their columns and their values, shape (s, m)."""
-    if isinstance(coupling, SparseCoupling):
-        level, column, value, L = coupling.level, coupling.column, coupling.value, coupling.shape[1]
-    else:
-        assert isinstance(coupling, DenseCoupling)
-        level, column = (coupling.C != 0).any(0).nonzero().unbind(1)
-        value, L = coupling.C[:, level, column], coupling.C.shape[1]
-    sizes = torch.bincount(level, minlength=L)
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), column, value
+def _coupling(terms: list[RandomTerm], first: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries that are not zero of C_l = Z₁'Z_T, of the levels of the first term one after the other.
+
+    Returns:
+        Where the entries of each level begin, shape (L + 1,), their columns, and their values, shape (s, entries).
+    """
+    Z = terms[first].Z if first >= 0 else None
+    rest = [term.Z for i, term in enumerate(terms) if i != first]
+    if not isinstance(Z, IncidenceMatrix):
+        return torch.zeros(1, dtype=torch.int64, device=like.device), like.new_zeros(0).long(), like.new_zeros((1, 0))
+    x, L, q = Z.effect_values(like), len(Z.levels), max(1, sum(other.shape[1] for other in rest))
+    keys, values, offset = [Z.codes[:0]], [x[:0]], 0
+    for other in rest:
+        assert isinstance(other, IncidenceMatrix)
+        for a, z in enumerate(other.effect_values(like).mT):
+            keys.append(Z.codes * q + offset + a * len(other.levels) + other.codes)
+            values.append(z[:, None] * x)
+        offset += other.shape[1]
+    keys, entry = torch.cat(keys).unique(return_inverse=True)
+    value = x.new_zeros((len(keys), x.shape[1])).index_add_(0, entry, torch.cat(values))
+    sizes = torch.bincount(keys // q, minlength=L)
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), keys % q, value.mT.contiguous()
