@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -132,13 +133,27 @@ class Effects:
         """Structures over the effects of one group; none for one effect with the default covariance."""
         if self.cells:
             pairs = zip(self.cells, _separable(self.term), strict=True)
-            return [(cell.name, make(structure, cell.levels, self.name, f"the levels of {cell.name!r}"))
-                    for cell, (_, structure) in pairs]
+            return [
+                (cell.name, make(structure, cell.levels, self.name, f"the levels of {cell.name!r}"))
+                for cell, (_, structure) in pairs
+            ]
         given = self.term.covariance
         if given is None and len(self.effects) == 1:
             return [] if self.groups is not None else [("effects", ScalarMatrix(1))]
         levels = Levels(self.effects)
         return [("effects", make(given or UnstructuredMatrix, levels, self.name, EFFECTS))]
+
+    @property
+    def separate(self) -> bool:
+        """Whether groups are independent and alike, so that V can be had for some of them alone."""
+        return self.groups is not None and self.term.relationship is None
+
+    def only(self, frame: pd.DataFrame) -> tuple["Effects", np.ndarray]:
+        """The effects of the groups that some rows of the table have, for ``separate`` ones; the groups' places."""
+        assert self.groups is not None
+        part = copy(self)
+        part.groups, places = self.groups.only(frame)
+        return part, places
 
     def covariance(self, frame: pd.DataFrame) -> CovariancePropagation:
         """Z G Z' over the rows of the table."""
@@ -186,8 +201,11 @@ def hold_scale(matrix: Matrix) -> None:
 
 def _product(parts: list[tuple[str, Matrix]], name: str) -> Matrix:
     """Kronecker product in which one operand has the scale, named where several have free parameters."""
-    free_scale = [matrix for _, matrix in parts if any(
-        power for i, power in enumerate(matrix.scale_powers) if i not in matrix.no_grad_index)]
+    free_scale = [
+        matrix
+        for _, matrix in parts
+        if any(power for i, power in enumerate(matrix.scale_powers) if i not in matrix.no_grad_index)
+    ]
     for matrix in free_scale[1:]:
         hold_scale(matrix)
     if len(parts) == 1:

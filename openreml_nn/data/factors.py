@@ -1,6 +1,7 @@
 """Levels of columns: from rows to codes, for the table of the fit and for new rows."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,19 @@ class Factor:
         if len(self.labels) > len(self.observed) and not known.all():
             found[~known] = self._codes_by_label(frame[self.columns][~known])
         return found
+
+    def only(self, frame: pd.DataFrame) -> tuple["Factor", np.ndarray]:
+        """The factor with the levels that some rows of its table have, and their places among all its levels.
+
+        Its levels must be those observed, without further labels.
+        """
+        kept = np.unique(self.codes(frame))
+        kept = kept[kept >= 0]
+        part = copy(self)
+        part._cells, part._values = self._cells[kept], [value[kept] for value in self._values]
+        part.labels = part.observed = [self.labels[place] for place in kept]
+        part._place = np.arange(len(kept))
+        return part, kept
 
     def _codes_by_label(self, rows: pd.DataFrame) -> np.ndarray:
         """Codes of rows whose level may be one that has no record in the fit."""

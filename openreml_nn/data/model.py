@@ -4,7 +4,8 @@ Everything that can be wrong with a table is found here, before a likelihood is 
 names the column or the term.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,10 @@ from openreml_nn.covariance import IncidenceMatrix, Matrix, Sum
 from openreml_nn.data.columns import complete_rows, log, require_columns, tidy, tidy_like
 from openreml_nn.data.effects import Effects, columns_of_term
 from openreml_nn.data.formulas import columns_of, design, parse_fixed, response
-from openreml_nn.data.residual import check_residual, is_plain, residual_covariance
+from openreml_nn.data.residual import Residual, check_residual, is_plain
 from openreml_nn.data.tables import TableLike, read_table
 from openreml_nn.data.terms import Term, TermLike, as_term
+from openreml_nn.solvers.ranks import ALONE, Ranks
 
 FIXED = "the fixed formula"
 
@@ -114,18 +116,56 @@ class MixedModel:
         for effects in self.effects.values():
             check_random(effects, len(frame), plain)
         check_residual(self.residual, frame)
-        positions = np.flatnonzero(keep)
-        self.V = Sum(
+        self._positions = np.flatnonzero(keep)
+        self._residuals = {name: Residual(name, term, frame) for name, term in self.residual.items()}
+        self.V = self._covariance()
+
+    def _covariance(self) -> Sum:
+        frame = self._frame
+        return Sum(
             {name: effects.covariance(frame) for name, effects in self.effects.items()}
-            | {name: residual_covariance(name, term, frame, positions) for name, term in self.residual.items()}
+            | {name: residual.covariance(frame, self._positions) for name, residual in self._residuals.items()}
         )
 
-    def design(self, new_table: TableLike) -> NewRows:
+    @property
+    def correlated(self) -> dict[str, Effects]:
+        """The terms by which rows are correlated: the random ones, and residual ones with groups or ``within``."""
+        residuals = {name: own.effects for name, own in self._residuals.items() if own.effects is not None}
+        return self.effects | residuals
+
+    def part(self, rows: np.ndarray, own: Collection[str] = ()) -> tuple["MixedModel", dict[str, np.ndarray]]:
+        """The model over some of its rows, in the coding of all of them.
+
+        Args:
+            rows: Positions of the rows.
+            own: `correlated` terms of which V gets the levels of these rows alone; they must be `Effects.separate`.
+
+        Returns:
+            The model, and for each of ``own`` the places of its levels among all of them.
+        """
+        part, places = copy(self), {}
+        part._frame = frame = self._frame.iloc[rows].reset_index(drop=True)
+        part.y, part.X = self.y[rows], self.X[rows]
+        part.rows, part._positions = self.rows[rows], self._positions[rows]
+        part.effects, part._residuals = dict(self.effects), dict(self._residuals)
+        for name in own:
+            effects, places[name] = self.correlated[name].only(frame)
+            if name in self.effects:
+                part.effects[name] = effects
+            else:
+                part._residuals[name] = copy(self._residuals[name])
+                part._residuals[name].effects = effects
+        part.V = part._covariance()
+        return part, places
+
+    def design(self, new_table: TableLike, ranks: Ranks = ALONE) -> NewRows:
         """Designs of new rows, coded as in the fit; the response is not needed.
 
         Args:
             new_table: Rows with the columns of the fixed effects and of the random terms; a missing or new level of a
                 random term gives a row of zeros.
+            ranks: The processes that share the rows of the fit; a level that another one has gives a row of zeros too,
+                and is known.
 
         Raises:
             ValueError: A column of the fixed effects or of a term's design is missing, has missing values or a level
@@ -142,7 +182,9 @@ class MixedModel:
             other = new[[column for column in levels if column not in exact]].reset_index(drop=True)
             frame = pd.concat([exact, other], axis=1)
             Z[name], unseen[name] = effects.Z(frame), effects.Z(frame, unseen=True)
-        known = {name: design.codes >= 0 for name, design in Z.items()}
+        known = {name: ranks.largest((design.codes >= 0).to(torch.uint8)).bool() for name, design in Z.items()}
+        if ranks.size > 1:
+            unseen = {name: design.where(~known[name]) for name, design in unseen.items()}
         return NewRows(torch.from_numpy(self._design.of(exact)), Z, known, unseen)
 
     def __repr__(self) -> str:
@@ -195,8 +237,11 @@ def check_random(effects: Effects, n: int, plain_residual: bool) -> None:
             f"Term {name!r} has no groups and {len(effects.effects)} effects, whose covariances cannot be estimated. "
             f"Give a `covariance` with few parameters, such as ScalarMatrix, or `groups`."
         )
-    if plain_residual and term.relationship is None and (term.covariance is None or len(effects.effects) == 1) and (
-        count * len(effects.effects) >= n
+    if (
+        plain_residual
+        and term.relationship is None
+        and (term.covariance is None or len(effects.effects) == 1)
+        and (count * len(effects.effects) >= n)
     ):
         what = f"{count} levels" + (f" × {len(effects.effects)} effects" if len(effects.effects) > 1 else "")
         raise ValueError(

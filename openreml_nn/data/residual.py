@@ -21,36 +21,57 @@ def is_diagonal(term: Term) -> bool:
     return term.groups is None and term.within is None and (term.covariance is None or term.design != "1")
 
 
-def residual_covariance(name: str, term: Term, frame: pd.DataFrame, positions: np.ndarray) -> Matrix:
-    r"""The part of V of a residual term.
+class Residual:
+    """A residual term over a table.
 
     Args:
         name: Name of the term.
         term: Its specification.
-        frame: Tidy columns of the table, n rows.
-        positions: Position of each row in the whole table, for a covariance over the rows.
+        frame: Tidy columns of the table.
 
-    Returns:
-        σ² I; diag(x_i' C x_i) where there is a ``design``; else Z (C ⊗ K) Z'.
+    Attributes:
+        effects: Its effects where rows are correlated within groups; None where each row is its own group.
 
     Raises:
         ValueError: The design is zero in a row, or a structure cannot be made.
     """
-    if term.groups is not None or term.within is not None:
-        return Effects(name, term, frame).covariance(frame)
-    where = f"term {name!r}"
-    X = design(parse_design(term.design, where), frame, where)
-    if X.is_intercept:
-        if term.covariance is None:
-            return ScalarMatrix(len(frame))
-        return make(term.covariance, Levels(positions.tolist()), name, "the rows")
-    zero = int((X.values == 0.0).all(axis=1).sum())
-    if zero:
-        raise ValueError(
-            f"Term {name!r}: the design {term.design!r} is zero in {zero} row{'s' * (zero > 1)}, which leaves no "
-            f"residual variance there. Give every row a level."
+
+    effects: Effects | None
+
+    def __init__(self, name: str, term: Term, frame: pd.DataFrame) -> None:
+        self.name, self.term, self.effects = name, term, None
+        if term.groups is not None or term.within is not None:
+            self.effects = Effects(name, term, frame)
+            return
+        where = f"term {name!r}"
+        self.design = design(parse_design(term.design, where), frame, where)
+        zero = int((self.design.values == 0.0).all(axis=1).sum())
+        if zero:
+            raise ValueError(
+                f"Term {name!r}: the design {term.design!r} is zero in {zero} row{'s' * (zero > 1)}, which leaves no "
+                f"residual variance there. Give every row a level."
+            )
+
+    def covariance(self, frame: pd.DataFrame, positions: np.ndarray) -> Matrix:
+        r"""The part of V of the term.
+
+        Args:
+            frame: Tidy columns of rows of the table.
+            positions: Position of each row in the whole table, for a covariance over the rows.
+
+        Returns:
+            σ² I; diag(x_i' C x_i) where there is a ``design``; else Z (C ⊗ K) Z'.
+        """
+        if self.effects is not None:
+            return self.effects.covariance(frame)
+        if self.design.is_intercept:
+            if self.term.covariance is None:
+                return ScalarMatrix(len(frame))
+            return make(self.term.covariance, Levels(positions.tolist()), self.name, "the rows")
+        structure = self.term.covariance or DiagonalMatrix
+        return DiagonalPropagation(
+            self.design.of(frame), make(structure, Levels(self.design.names), self.name, EFFECTS)
         )
-    return DiagonalPropagation(X.values, make(term.covariance or DiagonalMatrix, Levels(X.names), name, EFFECTS))
 
 
 def check_residual(terms: Mapping[str, Term], frame: pd.DataFrame) -> None:

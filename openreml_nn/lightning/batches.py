@@ -1,7 +1,7 @@
-"""What travels from a data module to `REMLModule`: one batch is the whole data set."""
+"""What travels from a data module to `REMLModule`: one batch is the whole data set, or a process's rows of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -9,21 +9,32 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
+from openreml_nn.solvers import ALONE, Choice, Ranks
 
 
 @dataclass(eq=False)
 class Batch:
-    """Response and fixed effects of all records.
+    """Response and fixed effects of all records, or of those of one of several processes.
 
     Attributes:
         y: Response, shape (n,).
         X: Design of the fixed effects, shape (n, p); a column of ones when left out.
         x_names: Names of the columns of X.
+        V: Covariance of these records, with the parameters of the module's; the module's own when left out.
+        ranks: The processes that share the records.
+        sharing: How they share them, in words.
+        choice: The solver for V; that of the module when left out.
+        whole: All records, where this process has them too.
     """
 
     y: Tensor
     X: Tensor | None = None
     x_names: list[str] | None = None
+    V: Matrix | None = None
+    ranks: Ranks = ALONE
+    sharing: str = ""
+    choice: Choice | None = None
+    whole: "Batch | None" = None
 
     @classmethod
     def of(cls, batch: Any) -> "Batch":
@@ -52,7 +63,8 @@ class Batch:
     def to(self, device: torch.device, **options: Any) -> "Batch":
         """The batch on a device."""
         X = None if self.X is None else self.X.to(device, **options)
-        return Batch(self.y.to(device, **options), X, self.x_names)
+        V = self.V if self.V is None or self.y.device == device else self.V.to(device)
+        return replace(self, y=self.y.to(device, **options), X=X, V=V)
 
 
 @dataclass(eq=False)

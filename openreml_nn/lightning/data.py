@@ -1,5 +1,6 @@
 """Tables as a LightningDataModule around `openreml_nn.data.MixedModel`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +13,18 @@ from openreml_nn.covariance import Matrix
 from openreml_nn.data import MixedModel, Term, TermLike, read_table
 from openreml_nn.data.columns import complete_rows, tidy
 from openreml_nn.data.formulas import columns_of, parse_fixed, response
+from openreml_nn.data.shards import require_same_table, share_rows
 from openreml_nn.lightning.batches import Batch, NewRowsBatch, OneBatch
+from openreml_nn.lightning.module import REMLModule
+from openreml_nn.solvers import Ranks, choose_solver, processes
 
 
 class MixedModelDataModule(L.LightningDataModule):
     r"""A mixed model over a table: its y, X and V, and designs of new rows for validation and prediction.
 
-    The table is read at once, so that ``REMLModule(data.covariance)`` can be made.
+    The table is read at once, so that ``REMLModule(data.covariance)`` can be made. On several processes each takes its
+    rows of it when the Trainer begins: the levels of a term, or the blocks of rows that terms link, stay whole where
+    the solver needs them whole. Where it needs all rows together, each process has them all.
 
     Args:
         table: Path to CSV or Parquet, the name of a bundled table, or a DataFrame; one row per record.
@@ -50,9 +56,9 @@ class MixedModelDataModule(L.LightningDataModule):
         self.table, self.fixed = table, fixed
         self._limit: int | float | None = None
         self.model = MixedModel(table, fixed, random, residual, missing)
-        self.batch = Batch(self.model.y, self.model.X, self.model.x_names)
-        self.validation_rows = self._new_rows(validation_table, with_response=True)
-        self.predict_rows = self._new_rows(predict_table)
+        self._tables = (validation_table, predict_table)
+        self._whole = Batch(self.model.y, self.model.X, self.model.x_names)
+        self._take(self.model, self._whole)
 
     @property
     def covariance(self) -> Matrix:
@@ -70,10 +76,40 @@ class MixedModelDataModule(L.LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Without rows to validate on, a fit has no validation: its table is used up by the fit itself."""
+        """Take the rows of this process; without rows to validate on, a fit has no validation."""
+        ranks = processes()
+        if ranks.size > 1 or self.batch is not self._whole:
+            self._share(ranks)
         if stage == "fit" and self.validation_rows is None and self.trainer is not None:
             self._limit = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0
+
+    def _share(self, ranks: Ranks) -> None:
+        """Take the rows of this process, or all of them."""
+        require_same_table(self.model, ranks)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if ranks.size == 1 or not isinstance(module, REMLModule):
+            self._take(self.model, self._whole)
+            return
+        V, n, size = self.model.V, len(self._whole.y), ranks.size
+        choice = choose_solver(V, module.asked_solver, share=True)
+        whole = choice.solver.whole_terms(V)
+        shards = None if whole is None else share_rows(self.model, whole, size, choice.solver.may_tear)
+        if shards is None:
+            name = module.objective.solver.name
+            text = f"{size} processes; each has all {n} rows, which the {name} solver needs together"
+            self._take(self.model, replace(self._whole, sharing=text))
+            return
+        part, places = self.model.part(np.flatnonzero(shards.owner == ranks.rank), shards.own)
+        batch = Batch(part.y, part.X, part.x_names, part.V, processes(places), shards.text(size), choice, self._whole)
+        self._take(part, batch)
+
+    def _take(self, model: MixedModel, batch: Batch) -> None:
+        """Fit to a batch, and predict new rows by its model."""
+        self.batch = batch
+        validation, predicted = self._tables
+        self.validation_rows = self._new_rows(validation, model, batch, with_response=True)
+        self.predict_rows = self._new_rows(predicted, model, batch)
 
     def teardown(self, stage: str) -> None:
         if self._limit is not None and self.trainer is not None:
@@ -94,17 +130,17 @@ class MixedModelDataModule(L.LightningDataModule):
         return OneBatch(self.predict_rows)
 
     def _new_rows(
-        self, source: str | Path | pd.DataFrame | None, with_response: bool = False
+        self, source: str | Path | pd.DataFrame | None, model: MixedModel, batch: Batch, with_response: bool = False
     ) -> NewRowsBatch | None:
         if source is None:
             return None
         table = read_table(source)
-        rows = self.model.design(table)
+        rows = model.design(table, batch.ranks)
         new = np.array([(~known).tolist() for known in rows.known.values()], dtype=bool)
         names = np.array(list(rows.known), dtype=object)
         unseen = ["; ".join(names[column]) for column in new.reshape(len(names), len(table)).T]
         y = self._response(table) if with_response else None
-        return NewRowsBatch(self.batch, rows.X, dict(rows.Z), dict(rows.unseen), y, table.assign(new_levels=unseen))
+        return NewRowsBatch(batch, rows.X, dict(rows.Z), dict(rows.unseen), y, table.assign(new_levels=unseen))
 
     def _response(self, table: pd.DataFrame) -> torch.Tensor:
         """The response of new rows, as the fit has it."""

@@ -1,18 +1,24 @@
 """A mixed model as a LightningModule: a shell around an objective, a solver and an optimiser, without mathematics.
 
 One batch is the whole data set and one epoch is one step, so that callbacks, loggers and checkpoints see each step.
+
+On several processes (``strategy="ddp"``) a batch is a process's rows, or all of them where the solver needs them
+together. Loss, gradient and information of a step are those of all rows, the same on each process; there is nothing
+left that `DistributedDataParallel` could average, and its own messages are left out.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
 from torch.nn.functional import gaussian_nll_loss
 from torch.optim import Optimizer
@@ -41,7 +47,7 @@ from openreml_nn.optim import (
     require_estimable,
 )
 from openreml_nn.result import FitResult, natural_scale
-from openreml_nn.solvers import Evaluation, Problem, Solver
+from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver, processes
 
 SECOND_ORDER, FIRST_ORDER = 1e-14, 1e-8  # Newton decrements at which a fit has converged
 _STATE = "openreml_nn"
@@ -95,7 +101,7 @@ class REMLModule(L.LightningModule):
         self.direction, self.control = direction or Average(), control
         self.tolerance = tolerance or (SECOND_ORDER if optimizer is None else FIRST_ORDER)
         self.start = torch.tensor(start, dtype=torch.float64) if isinstance(start, (list, tuple)) else start
-        self.make_optimizer, self.rank = optimizer, rank
+        self.make_optimizer, self.rank, self.asked_solver = optimizer, rank, solver
         self.history: list[Progress] = []
         self._fitted: Batch | None = None
         self._digests: dict[str, str] = {}
@@ -106,6 +112,8 @@ class REMLModule(L.LightningModule):
         self._theta, self._information = covariance.theta.detach(), np.zeros((0, 0))
         self._resumed: dict[str, Any] = {}
         self._trials, self._began, self._seconds = 0, math.nan, 0.0
+        self._world: Ranks = ALONE
+        self._result: tuple[Tensor, int, FitResult] | None = None
 
     # ---- what a caller reads -----------------------------------------------------------------------------------------
 
@@ -139,9 +147,15 @@ class REMLModule(L.LightningModule):
     def result(self) -> FitResult:
         """The fit at the present thetas, the same object that `openreml_nn.fit` gives.
 
+        Where several processes share the rows, all of them call this, and its tables are whole on the first one; after
+        `Trainer.fit` with `ResultFiles` it is there, and one process may call it alone.
+
         Raises:
             ValueError: The module has seen no data.
         """
+        at = (self.covariance.theta.detach(), len(self.history))
+        if self._result is not None and self._result[1] == at[1] and torch.equal(self._result[0], at[0]):
+            return self._result[2]
         if self._problem is None:
             loader = self._trainer.train_dataloader if self._idle and self._trainer is not None else None
             if loader is None:
@@ -152,7 +166,12 @@ class REMLModule(L.LightningModule):
             theta, evaluation = self.covariance.theta.detach(), self._evaluation
             if evaluation is None or not torch.equal(evaluation.theta, theta):
                 evaluation = self._evaluation = self._problem.evaluate(theta)
-            return build_result(self.objective, evaluation, self.history, self._x_names, self._seconds)
+            sharing = "" if self._fitted is None else self._fitted.sharing
+            result = build_result(
+                self.objective, evaluation, self.history, self._x_names, self._seconds, sharing=sharing
+            )
+        self._result = (theta, len(self.history), result) if self._world.size > 1 else None
+        return result
 
     def last_complete_step(self) -> None:
         """Take back a step that was cut off: the thetas are those after the last one in ``history``."""
@@ -181,8 +200,14 @@ class REMLModule(L.LightningModule):
             tolerance=self.tolerance,
         )
 
+    def setup(self, stage: str) -> None:
+        self._world, self._result = processes(), None
+        if self._world.size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
+            kind = type(self.trainer.strategy).__name__
+            raise ValueError(f"`REMLModule` on several processes needs the Trainer's strategy 'ddp', got {kind}.")
+
     def on_fit_start(self) -> None:
-        self._fitted = self._problem = self._evaluation = None
+        self._fitted = self._problem = self._evaluation = self._result = None
         self._began, self._idle = time.perf_counter(), True
 
     def on_train_start(self) -> None:
@@ -196,19 +221,28 @@ class REMLModule(L.LightningModule):
 
     def _begin(self, batch: Batch) -> None:
         if self._prepare(batch) and self.trainer.global_step == 0:
-            self.covariance.set_theta(start_theta(self._problem, self.start))  # type: ignore[arg-type]
+            assert self._problem is not None
+            self.covariance.set_theta(self._world.first(start_theta(self._problem, self.start)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self._problem is not None
         self._evaluation = None  # freed before the next one is made
-        self._evaluation = self._problem.evaluate()  # type: ignore[union-attr]
+        self._evaluation = self._problem.evaluate(self.covariance.theta)
         self._trials += 1
-        return -self.objective.loglik(self._evaluation)
+        return self._world.same_loss(-self.objective.loglik(self._evaluation))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if loss.requires_grad:
             loss.backward(*args, **kwargs)
+            self._world.same_gradients(self.covariance.theta_parameters())
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        strategy = self.trainer.strategy
+        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+            self._step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._seconds = time.perf_counter() - self._began
+
+    def _step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
         inner = getattr(optimizer, "optimizer", optimizer)
         if not self.covariance.free_index:
             optimizer_closure()
@@ -219,7 +253,6 @@ class REMLModule(L.LightningModule):
             before, self._trials = self.covariance.theta.detach(), 0
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             self.history.append(self._foreign(before))
-        self._seconds = time.perf_counter() - self._began
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Give callbacks what they may monitor, as ``self.log`` would at a millisecond for each step."""
@@ -265,7 +298,7 @@ class REMLModule(L.LightningModule):
 
     def _current_information(self) -> Tensor:
         assert self._evaluation is not None
-        return self.direction.information(self.objective, self._evaluation)
+        return self._world.first(self.direction.information(self.objective, self._evaluation))
 
     # ---- the data ----------------------------------------------------------------------------------------------------
 
@@ -278,16 +311,47 @@ class REMLModule(L.LightningModule):
                 "`REMLModule` got a second batch with other data. A mixed model is fitted to all records at once: "
                 "use `MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one pair (y, X)."
             )
-        self._evaluation = None
+        self._evaluation = self._result = None
         self._digests = {}
         self._check_resumed(batch)
-        self._problem = self.objective.prepare(batch.y, batch.X, rank=self.rank)
+        self._require_known_sharing(batch)
+        if batch.choice is not None:
+            self.objective.choice = batch.choice
+        V, solver = self._covariance_of(batch), self.objective.solver
+        self._problem = solver.prepare_shared(V, batch.y, batch.X, batch.ranks, rank=self.rank)
         self._x_names = column_names(self._problem, batch.X, batch.x_names)
         warn_of_aliased(self._problem, self._x_names)
         if self.objective.method == "REML":
             require_estimable(self._problem)
         self._fitted = batch
         return True
+
+    def _covariance_of(self, batch: Batch) -> Matrix:
+        """V of the records of a batch, at the thetas of the module and with the same ones fixed."""
+        V = self.covariance
+        if batch.V is None:
+            return V
+        if batch.V.param_names != V.param_names:
+            raise ValueError(
+                f"The batch has a V with the parameters {batch.V.param_names}, and the module's has {V.param_names}. "
+                f"Make both from one model."
+            )
+        batch.V.set_theta(V.theta.detach())
+        batch.V.set_no_grad(index=V.no_grad_index)
+        return batch.V
+
+    def _require_known_sharing(self, batch: Batch) -> None:
+        """Raise a ValueError on all processes where they have different records and the batch does not say so."""
+        if self._world.size == 1 or batch.ranks.size > 1:
+            return
+        prints = self._world.objects(fingerprint(batch, self.covariance))
+        other = next((place for place, own in enumerate(prints) if own != prints[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"Process {other + 1} of {self._world.size} has other data than process 1: "
+                f"{difference(prints[0], prints[other])}. Use `MixedModelDataModule`, or a `Batch` with `V`, of the "
+                f"rows of a process, and `ranks`."
+            )
 
     def _check_resumed(self, batch: Batch) -> None:
         """Raise a ValueError where the data are not those of the fit in the checkpoint."""
@@ -314,7 +378,7 @@ class REMLModule(L.LightningModule):
         values = {"val/loglik": loglik.detach(), "val/score_norm": score[free].norm()}
         if isinstance(batch, NewRowsBatch) and batch.y is not None:
             values |= self._errors(batch.y, batch)
-        self.log_dict(values, batch_size=1)
+        self.log_dict(values, batch_size=1, sync_dist=self._world.size > 1)
 
     def _errors(self, y: Tensor, batch: NewRowsBatch) -> dict[str, Tensor]:
         """Error of predictions, and their negative log density where the residual variance of a new row is known."""
@@ -322,8 +386,9 @@ class REMLModule(L.LightningModule):
         predicted = torch.tensor(result.predict(batch.X, batch.Z, batch.unseen).to_numpy()).to(y)
         mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.variance_beside(batch.Z)
         values = {"val/rmse": mean_squared_error(mean, y, squared=False)}
-        if torch.allclose(residual, residual[0]):
-            values["val/nlpd"] = gaussian_nll_loss(mean, y, variance + residual[0], full=True, eps=0.0)
+        most, minus_least = batch.fitted.ranks.largest(torch.stack([residual.max(), -residual.min()]))
+        if torch.allclose(most, -minus_least):
+            values["val/nlpd"] = gaussian_nll_loss(mean, y, variance + most, full=True, eps=0.0)
         return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
@@ -360,6 +425,11 @@ class REMLModule(L.LightningModule):
 def fingerprint(batch: Batch, V: Matrix) -> dict[str, str]:
     """What a fit depends on: the number of rows, and digests of y, of X, and of the numbers in each term of V."""
     terms = dict(zip(V.operand_names, V.operand_list(), strict=True)) if isinstance(V, Sum) else {"V": V}
+    if batch.whole is None and batch.ranks.size > 1:  # in the order of the processes
+        own = [str(len(batch.y)), _digest([batch.y]), _digest([] if batch.X is None else [batch.X])]
+        rows, y, X = (" + ".join(parts) for parts in zip(*batch.ranks.objects(own), strict=True))
+        return {"number of rows": rows, "the response": y, "the fixed effects": X}
+    batch = batch.whole or batch
     return {
         "number of rows": str(len(batch.y)),
         "the response": _digest([batch.y]),

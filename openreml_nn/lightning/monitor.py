@@ -60,10 +60,12 @@ class TensorBoardMonitor(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards or not trainer.is_global_zero:
+        if not boards:
             return
         module = _reml(pl_module, self)
-        result = module.result()
+        result = module.result()  # on all processes, which may share the rows
+        if not trainer.is_global_zero:
+            return
         hparams, metrics = run_record(trainer, module, result)
         for logger in boards:
             logger.log_hyperparams(hparams, metrics)
@@ -101,9 +103,7 @@ def layout(names: list[str]) -> dict[str, dict[str, list[Any]]]:
     return {"fit": course, "variance parameters": together}
 
 
-def run_record(
-    trainer: L.Trainer, module: REMLModule, result: FitResult
-) -> tuple[dict[str, Any], dict[str, float]]:
+def run_record(trainer: L.Trainer, module: REMLModule, result: FitResult) -> tuple[dict[str, Any], dict[str, float]]:
     """Hyper-parameters of a run and the numbers by which runs are compared."""
     data = getattr(trainer, "datamodule", None)
     hparams = {key: value for key, value in module.hparams.items() if not key.startswith("_")}

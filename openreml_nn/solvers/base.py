@@ -28,6 +28,7 @@ class Solver(ABC):
     """How a V is factored. A solver holds options and no data."""
 
     name: str
+    may_tear: bool = False  # whether levels of ``whole_terms`` may be on several processes, at some cost
 
     @abstractmethod
     def refusal(self, V: Matrix) -> str | None:

@@ -118,7 +118,7 @@ def block_sizes(V: Matrix) -> np.ndarray:
     """Number of rows of each block, for a V that `linking_designs` takes."""
     designs = linking_designs(V)
     assert not isinstance(designs, str)
-    return np.bincount(_blocks_of_rows(V.shape[0], [_numpy(Z.codes) for _, Z in designs]))
+    return np.bincount(blocks_of_rows(V.shape[0], [_numpy(Z.codes) for _, Z in designs]))
 
 
 def find_pattern(V: Matrix) -> BlockPattern:
@@ -126,7 +126,7 @@ def find_pattern(V: Matrix) -> BlockPattern:
     n, designs = V.shape[0], linking_designs(V)
     assert not isinstance(designs, str)
     codes = [_numpy(Z.codes) for _, Z in designs]
-    block, kind = _blocks_of_rows(n, codes), _joint_code(_kinds_of_rows(V), n)
+    block, kind = blocks_of_rows(n, codes), _joint_code(_kinds_of_rows(V), n)
     order = np.lexsort((kind, *reversed(codes), block))
     sizes = np.bincount(block)
     start = np.repeat(np.cumsum(sizes) - sizes, sizes)  # of the block of each sorted row
@@ -191,7 +191,7 @@ def _triangle(rows: np.ndarray) -> np.ndarray:
     return (np.arange(P)[:, None] * (m * (m + 1) // 2) + (i * (i + 1) // 2 + j).ravel()).ravel()
 
 
-def _blocks_of_rows(n: int, codes: list[np.ndarray]) -> np.ndarray:
+def blocks_of_rows(n: int, codes: list[np.ndarray]) -> np.ndarray:
     """Block of each row, from 0: the connected components of rows and levels."""
     if not codes:
         return np.arange(n)

@@ -180,7 +180,7 @@ class ProcessGroup(Ranks):
 
     def first(self, x: Tensor) -> Tensor:
         x = x.detach().clone(memory_format=torch.contiguous_format)
-        self._count(x if self.rank == 0 else x[:0])
+        self.sent += x.nbytes if self.rank == 0 else 0
         dist.broadcast(x, self._first, group=self.group)
         return x
 
@@ -200,7 +200,7 @@ class ProcessGroup(Ranks):
         padded = data.new_zeros(longest)
         padded[:8] = torch.tensor([len(data)]).view(torch.uint8).to(data)
         padded[8 : 8 + len(data)] = data
-        self._count(data)
+        self.sent += data.nbytes
         parts = [torch.empty_like(padded) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(padded, parts, self._first, group=self.group)
         return [_unpickled(part[8 : 8 + int(part[:8].cpu().view(torch.int64))]) for part in parts or []]
@@ -209,14 +209,14 @@ class ProcessGroup(Ranks):
 
     def _reduced(self, x: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
         total = x.detach().clone(memory_format=torch.contiguous_format)
-        self._count(total)
+        self.sent += total.nbytes
         dist.all_reduce(total, operation, group=self.group)
         return total
 
     def _equal(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes, of one shape."""
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._count(x)
+        self.sent += x.nbytes
         dist.all_gather(parts, x, group=self.group)
         return parts
 
@@ -227,9 +227,6 @@ class ProcessGroup(Ranks):
     def _device(self, x: Tensor) -> torch.device:
         """Where a message is sent from: NCCL takes tensors on a GPU only."""
         return torch.device("cuda") if dist.get_backend(self.group) == "nccl" else x.device
-
-    def _count(self, x: Tensor) -> None:
-        self.sent += x.numel() * x.element_size()
 
 
 def processes(own: Iterable[str] | Mapping[str, np.ndarray | None] = ()) -> Ranks:

@@ -5,6 +5,7 @@ index: column a · L + l is effect a of level l of L.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,13 @@ class IncidenceMatrix(Matrix):
     def _column(self, effect: int) -> Tensor:
         """Column of Z that holds the value of each row, shape (n,)."""
         return self.codes.clamp(min=0) + effect * len(self.levels)
+
+    def where(self, keep: Tensor) -> "IncidenceMatrix":
+        """The same with rows of zeros where ``keep``, shape (n,), is False."""
+        masked = deepcopy(self)
+        masked.codes = torch.where(keep, self.codes, -1)
+        masked._some_unknown = bool((masked.codes < 0).any())
+        return masked
 
     def build(self, params: Tensor) -> Tensor:
         Z = params.new_zeros(self.shape)
@@ -195,8 +203,9 @@ class DummyMatrix(IncidenceMatrix):
         ['a:1', 'b:1', 'b:2']
     """
 
-    def __init__(self, *factors: Any, levels: Sequence[Any] | None = None, full: bool = False,
-                 unknown: str = "error") -> None:
+    def __init__(
+        self, *factors: Any, levels: Sequence[Any] | None = None, full: bool = False, unknown: str = "error"
+    ) -> None:
         if not factors:
             raise ValueError("`DummyMatrix` needs at least one factor.")
         if unknown not in ("error", "zero"):
@@ -232,9 +241,7 @@ class KhatriRaoMatrix(IncidenceMatrix):
     def __init__(self, values: Any, dummy: DummyMatrix, effects: Sequence[str] | None = None) -> None:
         x = tensor_of(values).detach().to(torch.float64)
         if x.ndim != 2 or len(x) != dummy.shape[0]:
-            raise ValueError(
-                f"`KhatriRaoMatrix` needs values of shape ({dummy.shape[0]}, s), got {tuple(x.shape)}."
-            )
+            raise ValueError(f"`KhatriRaoMatrix` needs values of shape ({dummy.shape[0]}, s), got {tuple(x.shape)}.")
         names = [f"x{a}" for a in range(x.shape[1])] if effects is None else list(effects)
         if len(names) != x.shape[1]:
             raise ValueError(f"`KhatriRaoMatrix` needs {x.shape[1]} names of effects, got {len(names)}.")
