@@ -1,10 +1,11 @@
 """Cross-products of [Z X y], made once: what the mixed-model equations need of the n rows, and nothing else of them.
 
 The random term with the most levels comes first and is kept as one small block for each level; the other terms ("the
-rest") are one dense matrix. What couples the two is sparse where each level of the first term meets few columns of the
-rest, as students meet few of all lecturers.
+rest") are one symmetric matrix, dense or a chain of blocks. What couples the two is sparse where each level of the
+first term meets few columns of the rest, as students meet few of all lecturers.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures.incidence import IncidenceMatrix
+from openreml_nn.solvers.layouts import DenseLayout, Layout, choose_layout
+from openreml_nn.solvers.memory import require_memory
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
+Column = tuple[Tensor, Tensor]  # of B_T: where the element of each row is, and the element
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class CrossProducts:
         first: Blocks of B₁'R₀⁻¹B₁, shape (s, s, L).
         first_F: B₁'R₀⁻¹F by level, shape (s, f, L).
         coupling: B₁'R₀⁻¹B_T.
-        rest: B_T'R₀⁻¹B_T, shape (q, q).
+        rest: B_T'R₀⁻¹B_T in the layout of the coupling, whole.
         rest_F: B_T'R₀⁻¹F, shape (q, f).
         FF: F'R₀⁻¹F, shape (f, f).
     """
@@ -40,9 +44,24 @@ class CrossProducts:
     rest_F: Tensor
     FF: Tensor
 
+    @property
+    def layout(self) -> Layout:
+        """How symmetric matrices of the rest are kept."""
+        return self.coupling.layout
+
+    def times_rest(self, effects: Tensor) -> Tensor:
+        """B_T'R₀⁻¹B_T times ``effects``, shape (q, m)."""
+        return self.layout.times(self.rest, effects)
+
 
 class Coupling(ABC):
-    """C = B₁'R₀⁻¹B_T as blocks C_l of shape (s, q), one for each level l of the first term."""
+    """C = B₁'R₀⁻¹B_T as blocks C_l of shape (s, q), one for each level l of the first term.
+
+    Attributes:
+        layout: How symmetric matrices of size q are kept that have elements where two columns meet in a level.
+    """
+
+    layout: Layout
 
     @abstractmethod
     def to_rest(self, blocks: Tensor) -> Tensor:
@@ -53,19 +72,19 @@ class Coupling(ABC):
         """C_l ``rest`` for each level, shape (s, m, L), for ``rest`` of shape (q, m)."""
 
     @abstractmethod
-    def schur(self, K: Tensor) -> Tensor:
-        """Σ_l C_l' K_l C_l, shape (q, q), for symmetric K of shape (s, s, L)."""
+    def schur(self, A: Tensor, K: Tensor) -> Tensor:
+        """A − Σ_l C_l' K_l C_l by its lower triangle, for A in the layout and symmetric K of shape (s, s, L)."""
 
     @abstractmethod
     def within(self, Phi: Tensor) -> Tensor:
-        """C_l Φ C_l' for each level, shape (s, s, L), for symmetric Φ of shape (q, q)."""
+        """C_l Φ C_l' for each level, shape (s, s, L), for Φ in the layout, whole."""
 
 
 class DenseCoupling(Coupling):
     """All of C, given as shape (s, L, q)."""
 
     def __init__(self, C: Tensor) -> None:
-        self.C = C
+        self.C, self.layout = C, DenseLayout(C.shape[2])
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C.flatten(0, 1).mT @ blocks.transpose(1, 2).flatten(0, 1)
@@ -73,12 +92,12 @@ class DenseCoupling(Coupling):
     def to_first(self, rest: Tensor) -> Tensor:
         return (self.C @ rest).transpose(1, 2)
 
-    def schur(self, K: Tensor) -> Tensor:
+    def schur(self, A: Tensor, K: Tensor) -> Tensor:
         KC = torch.einsum("abl,blq->alq", K, self.C)
-        return self.C.flatten(0, 1).mT @ KC.flatten(0, 1)
+        return A - (self.C.flatten(0, 1).mT @ KC.flatten(0, 1)).view(-1)
 
     def within(self, Phi: Tensor) -> Tensor:
-        CPhi = self.C @ Phi
+        CPhi = self.C @ Phi.view(self.layout.size, -1)
         return torch.stack([torch.stack([(left * right).sum(1) for right in self.C]) for left in CPhi])
 
 
@@ -90,40 +109,58 @@ class SparseCoupling(Coupling):
         column: Column of the rest of each entry, shape (m,), sorted within a level.
         value: Values, shape (s, m).
         shape: (s, L, q).
+        chain: Whether the rest may be kept as a chain of blocks.
     """
 
-    def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int]) -> None:
+    def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int],
+                 chain: bool = False) -> None:  # fmt: skip
         self.level, self.column, self.value, self.shape = level, column, value, shape
-        left, right = _pairs_below(level, shape[1])  # of columns in order: the lower triangle of the rest
+        s, L, q = shape
+        left, right = _pairs_below(level, L)  # of columns in order: the lower triangle of the rest
+        self.layout: Layout = choose_layout(column[left], column[right], q) if chain else DenseLayout(q)
         self.pair_level = level[left]
-        self.place = column[left] * shape[2] + column[right]
-        self.product = value[:, None, left] * value[None, :, right]
-        self.both = torch.where(left == right, self.product, 2.0 * self.product)  # of both triangles
+        self.place = self.layout.place(column[left], column[right])
+        self.product = (value[:, None, left] * value[None, :, right]).flatten(0, 1)
+        both = torch.where(left == right, self.product, 2.0 * self.product)  # of both triangles
+        sizes, pairs = torch.bincount(level, minlength=L), torch.bincount(self.pair_level, minlength=L)
+        self.C = _sparse(sizes.repeat(s), column.repeat(s), value.reshape(-1), q)
+        order = torch.argsort(column, stable=True)
+        rows = torch.cat([a * L + level[order] for a in range(s)])
+        by_column = torch.argsort(torch.cat([column[order]] * s), stable=True) if s > 1 else slice(None)
+        self.C_transposed = _sparse(s * torch.bincount(column, minlength=q), rows[by_column],
+                                    value[:, order].reshape(-1)[by_column], s * L)  # fmt: skip
+        self.pairs = _sparse(pairs.repeat(s * s), self.place.repeat(s * s), both.reshape(-1), self.layout.length)
 
     def to_rest(self, blocks: Tensor) -> Tensor:
-        part = sum(v * block[:, self.level] for v, block in zip(self.value, blocks, strict=True))
-        return torch.stack([_sum_at(self.column, row, self.shape[2]) for row in part], dim=1)
+        return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)
 
     def to_first(self, rest: Tensor) -> Tensor:
-        taken = rest.mT[:, self.column]
-        L = self.shape[1]
-        return torch.stack([torch.stack([_sum_at(self.level, v * row, L) for row in taken]) for v in self.value])
+        s, L, _ = self.shape
+        return (self.C @ rest).view(s, L, -1).transpose(1, 2)
 
-    def schur(self, K: Tensor) -> Tensor:
-        q = self.shape[2]
-        part = (self.product * K[:, :, self.pair_level]).flatten(0, 1)
-        lower = _sum_at(self.place, part[0] if len(part) == 1 else part.sum(0), q * q).reshape(q, q)
-        return lower + lower.tril(-1).mT
+    def schur(self, A: Tensor, K: Tensor) -> Tensor:
+        part = K.flatten(0, 1).index_select(1, self.pair_level).mul_(self.product)
+        part = part[0] if len(part) == 1 else part.sum(0)
+        return A.clone().index_add_(0, self.place, part, alpha=-1.0)
 
     def within(self, Phi: Tensor) -> Tensor:
-        L = self.shape[1]
-        part = Phi.reshape(-1)[self.place] * self.both
-        blocks = torch.stack([torch.stack([_sum_at(self.pair_level, x, L) for x in row]) for row in part])
-        return 0.5 * (blocks + blocks.transpose(0, 1))
+        s, L, _ = self.shape
+        blocks = (self.pairs @ Phi).view(s, s, L)
+        return blocks if s == 1 else 0.5 * (blocks + blocks.transpose(0, 1))
+
+
+def _sparse(sizes: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
+    """A sparse matrix by rows of these sizes."""
+    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    index = torch.int32 if max(width, len(values)) < 2**31 else torch.int64  # what sparse products take without a copy
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(starts.to(index), columns.to(index), values, (len(sizes), width),
+                                       check_invariants=False)  # fmt: skip
 
 
 def cross_products(
-    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None
+    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None, chain: bool = False
 ) -> CrossProducts:
     """One pass over the rows.
 
@@ -132,6 +169,7 @@ def cross_products(
         rest: Designs of the other terms; dense where they are not level codes.
         F: U and e, shape (n, f).
         weight: 1/R₀, shape (n,); None for ones.
+        chain: Whether the rest may be kept as a chain of blocks.
     """
     weighted = F if weight is None else weight[:, None] * F
     q = sum(Z.shape[1] for Z in rest)
@@ -142,12 +180,17 @@ def cross_products(
     s = x.shape[1]
     wx = x if weight is None or first is None else weight[:, None] * x
     rows = weighted if first is not None else weighted[:0]
-    columns = _columns_of_rest(rest, F)
+    columns, by_codes = _columns_of_rest(rest, F), all(isinstance(Z, IncidenceMatrix) for Z in rest)
+    coupling = _sparse_or_dense(codes, wx, columns, (s, L, q), chain) if by_codes and L and q else _dense(
+        codes, wx, rest, (s, L, q))  # fmt: skip
+    length = coupling.layout.length
+    require_memory(8 * 6 * length, F.device, f"The dense part of {q} effects ({length} elements)")
+    of_rest = _products_of_columns(columns, F, weight, coupling.layout)
     return CrossProducts(
         first=_sums(codes, wx, x, L),
         first_F=_sums(codes, x, rows, L),
-        coupling=_coupling(codes, wx, columns, rest, (s, L, q)),
-        rest=_products_of_rest(rest, F, weight, q),
+        coupling=coupling,
+        rest=of_rest if by_codes else _with_dense_designs(of_rest.view(q, q), rest, F, weight).view(-1),
         rest_F=torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, F.shape[1])),
         FF=F.mT @ weighted,
     )
@@ -174,28 +217,30 @@ def _sum_at(place: Tensor, values: Tensor, count: int) -> Tensor:
     return values.new_zeros(count).index_add_(0, place, values)
 
 
-def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[tuple[Tensor, Tensor]] | None:
-    """Column of B_T and value of each row, one pair for each effect of each term; None where a design is dense."""
+def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[Column]:
+    """Column of B_T and value of each row, one pair for each effect of each design by level codes."""
     pairs, offset = [], 0
     for Z in rest:
-        if not isinstance(Z, IncidenceMatrix):
-            return None
-        values = Z.effect_values(F)
-        pairs += [(offset + Z._column(a), values[:, a]) for a in range(values.shape[1])]
+        if isinstance(Z, IncidenceMatrix):
+            values = Z.effect_values(F)
+            pairs += [(offset + Z._column(a), values[:, a]) for a in range(values.shape[1])]
         offset += Z.shape[1]
     return pairs
 
 
-def _coupling(codes: Tensor, wx: Tensor, columns: list[tuple[Tensor, Tensor]] | None, rest: list[Matrix],
-              shape: tuple[int, int, int]) -> Coupling:  # fmt: skip
+def _dense(codes: Tensor, wx: Tensor, rest: list[Matrix], shape: tuple[int, int, int]) -> DenseCoupling:
+    C = wx.new_zeros(shape)
+    if C.numel():
+        B_T = torch.cat([Z.build(wx[:0, 0]) for Z in rest], dim=1)
+        for own, x in zip(C, wx.mT, strict=True):
+            own.index_add_(0, codes, x[:, None] * B_T)
+    return DenseCoupling(C)
+
+
+def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tuple[int, int, int],
+                     chain: bool) -> Coupling:  # fmt: skip
+    """The coupling where every design is level codes."""
     _, L, q = shape
-    if columns is None or not L or not q:
-        C = wx.new_zeros(shape)
-        if L and q:
-            B_T = torch.cat([Z.build(wx[:0, 0]) for Z in rest], dim=1)
-            for own, x in zip(C, wx.mT, strict=True):
-                own.index_add_(0, codes, x[:, None] * B_T)
-        return DenseCoupling(C)
     keys = torch.cat([codes * q + column for column, _ in columns])
     values = torch.cat([wx.mT * value for _, value in columns], dim=1)
     keys, entry = keys.unique(return_inverse=True)
@@ -206,36 +251,32 @@ def _coupling(codes: Tensor, wx: Tensor, columns: list[tuple[Tensor, Tensor]] | 
         C = wx.new_zeros(shape)
         C[:, level, column] = value
         return DenseCoupling(C)
-    return SparseCoupling(level, column, value, shape)
+    return SparseCoupling(level, column, value, shape, chain)
 
 
-def _products_of_rest(rest: list[Matrix], F: Tensor, weight: Tensor | None, q: int) -> Tensor:
-    """B_T'R₀⁻¹B_T, by pairs of effects: scattered sums for codes, products for dense designs."""
-    A = F.new_zeros((q, q))
+def _products_of_columns(columns: list[Column], F: Tensor, weight: Tensor | None, layout: Layout) -> Tensor:
+    """B_T'R₀⁻¹B_T of the designs by level codes, pair by pair of effects, each product of a row at its place."""
+    A = F.new_zeros(layout.length)
+    for i, (column, x) in enumerate(columns):
+        for other, z in columns[: i + 1]:
+            A.index_add_(0, layout.place(column, other), x * z if weight is None else weight * x * z)
+    return layout.whole(A)
+
+
+def _with_dense_designs(A: Tensor, rest: list[Matrix], F: Tensor, weight: Tensor | None) -> Tensor:
+    """B_T'R₀⁻¹B_T, given for pairs of designs by level codes, with the products of the other pairs filled in."""
     offsets = [0]
     for Z in rest:
         offsets.append(offsets[-1] + Z.shape[1])
     empty = F.new_zeros(0)
     for i, Z in enumerate(rest):
         for j, other in enumerate(rest[: i + 1]):
-            if isinstance(other, IncidenceMatrix) and isinstance(Z, IncidenceMatrix):
-                block = _incidence_product(Z, other, F, weight)
-            else:
-                dense, light = (other, Z) if isinstance(Z, IncidenceMatrix) else (Z, other)
-                D = dense.build(empty)
-                block = light.rmatmul(empty, D if weight is None else weight[:, None] * D)
-                block = block if light is Z else block.mT
+            if isinstance(Z, IncidenceMatrix) and isinstance(other, IncidenceMatrix):
+                continue
+            dense, light = (other, Z) if isinstance(Z, IncidenceMatrix) else (Z, other)
+            D = dense.build(empty)
+            block = light.rmatmul(empty, D if weight is None else weight[:, None] * D)
+            block = block if light is Z else block.mT
             A[offsets[i] : offsets[i + 1], offsets[j] : offsets[j + 1]] = block
             A[offsets[j] : offsets[j + 1], offsets[i] : offsets[i + 1]] = block.mT
     return A
-
-
-def _incidence_product(left: IncidenceMatrix, right: IncidenceMatrix, F: Tensor, weight: Tensor | None) -> Tensor:
-    size = left.shape[1] * right.shape[1]
-    A, x, z = F.new_zeros(size), left.effect_values(F), right.effect_values(F)
-    for a in range(x.shape[1]):
-        for b in range(z.shape[1]):
-            value = x[:, a] * z[:, b]
-            A.index_add_(0, left._column(a) * right.shape[1] + right._column(b),
-                         value if weight is None else weight * value)  # fmt: skip
-    return A.reshape(left.shape[1], right.shape[1])

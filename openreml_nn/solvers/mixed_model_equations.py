@@ -22,7 +22,6 @@ from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations
-from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
 
@@ -63,6 +62,11 @@ def _is_scaled_diagonal(operand: Matrix) -> bool:
     return isinstance(operand, ScalarMatrix)
 
 
+def _is_by_level(G: Matrix, params: Tensor, levels: int) -> bool:
+    """Whether effects of different levels are uncorrelated."""
+    return G.common_block(params, levels) is not None or G.level_blocks(params, levels) is not None
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which operand of V plays which part.
@@ -94,7 +98,7 @@ class Plan:
         residual = next(i for i, (_, operand, _) in enumerate(operands) if _is_scaled_diagonal(operand))
         terms = propagated_terms(V, theta)
         able = [i for i, term in enumerate(terms) if isinstance(term.Z, IncidenceMatrix)
-                and term.G.level_blocks(term.G_params, len(term.Z.levels)) is not None]  # fmt: skip
+                and _is_by_level(term.G, term.G_params, len(term.Z.levels))]  # fmt: skip
         best = max(able, key=lambda i: terms[i].Z.shape[1], default=-1)
         rest = [i for i in range(len(terms)) if i != best]
         first = terms[best].Z if best >= 0 else None
@@ -110,11 +114,10 @@ class MixedModelProblem(Problem):
         self.plan = Plan.of(V)
         terms = propagated_terms(V, V.theta.detach())
         self.names, self.sizes = [term.name for term in terms], [term.Z.shape[1] for term in terms]
-        q = self.plan.size_of_rest
-        require_memory(8 * 6 * q * q, fixed.e.device, f"The dense part of {q} effects ({q} x {q})")
+        chain = all(terms[i].G.is_diagonal for i in self.plan.rest_index)
         self.weight = self._weight(fixed.e)
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
-        self.products: CrossProducts = cross_products(self.plan.first, self.plan.rest, self.F, self.weight)
+        self.products: CrossProducts = cross_products(self.plan.first, self.plan.rest, self.F, self.weight, chain)
         self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -self.weight.log().sum()
 
     def _weight(self, like: Tensor) -> Tensor | None:
@@ -252,7 +255,7 @@ class MixedModelEvaluation(Evaluation):
         equations, products = self.equations, self.equations.products
         first, rest = self._split(rhs[:-1])
         relative, b = rhs[-1:], self._Pe()
-        t_first, t_rest = multiply(products.first, first), products.rest @ rest
+        t_first, t_rest = multiply(products.first, first), products.times_rest(rest)
         if len(rest):
             t_first, t_rest = t_first + products.coupling.to_first(rest), t_rest + products.coupling.to_rest(first)
         alpha = rhs[:-1]
@@ -260,8 +263,12 @@ class MixedModelEvaluation(Evaluation):
         p = self.problem.p
         N = self._join(equations.first_F[:, :p], equations.NF[:, :p]).mT @ alpha
         cross = alpha.mT @ b @ relative
-        return (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2 + cross + cross.mT + (
-            equations.ePe * relative.mT @ relative)
+        return (
+            (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2
+            + cross
+            + cross.mT
+            + (equations.ePe * relative.mT @ relative)
+        )
 
     # ---- effects and their variances ---------------------------------------------------------------------------------
 

@@ -1,0 +1,336 @@
+r"""How a symmetric matrix of the effects of the rest is kept and factored: dense, or as a chain of blocks.
+
+In a field trial a block of plots shares genotypes with a few other blocks, and an order of the effects (reverse
+Cuthill–McKee) brings all elements other than zero next to the diagonal: cut into blocks of that width the matrix M is
+block tridiagonal. With C_t its block beside the diagonal, and K_t the inverse of what the blocks before leave of its
+block t on the diagonal, M_tt − C_{t−1}'K_{t−1}C_{t−1}, those elements of M⁻¹ that are in the same blocks follow from
+the last block to the first,
+
+    (M⁻¹)_{t,t+1} = −U_t (M⁻¹)_{t+1,t+1},   (M⁻¹)_{t,t} = K_t + U_t (M⁻¹)_{t+1,t+1} U_t',   U_t = K_t C_t,
+
+and no others are asked for.
+
+Sources: George & Liu (1981), Computer Solution of Large Sparse Positive Definite Systems; for the inverse Takahashi,
+Fagan & Chin (1973), Proceedings of the 8th PICA Conference, 63-69.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
+
+NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic
+CALLS = 500_000  # multiplications in the time of the calls for one block
+SPARSE_SHARE = 0.125  # elements of the lower triangle, as a share of q², above which no order is looked for
+
+
+class Layout(ABC):
+    """Base class: a symmetric matrix A of size q as a flat vector of its blocks that are not all zero.
+
+    A is *given by its lower triangle* where nothing is said of the upper triangles of the blocks on the diagonal, and
+    *whole* where these are filled in.
+
+    Attributes:
+        size: q.
+        length: Length of the flat vector.
+    """
+
+    size: int
+    length: int
+
+    @abstractmethod
+    def place(self, row: Tensor, column: Tensor) -> Tensor:
+        """Where A_ij of the lower triangle is kept; (i, j) and (j, i) have one place."""
+
+    @abstractmethod
+    def whole(self, A: Tensor) -> Tensor:
+        """A with the upper triangles of its diagonal blocks filled in from the lower ones."""
+
+    @abstractmethod
+    def times(self, A: Tensor, x: Tensor) -> Tensor:
+        """A x, shape (q, m), for A whole."""
+
+    @abstractmethod
+    def diagonal(self, A: Tensor) -> Tensor:
+        """The diagonal of A, shape (q,)."""
+
+    @abstractmethod
+    def row_sums(self, A: Tensor) -> Tensor:
+        """The sums of the rows of A, shape (q,), for A given by its lower triangle."""
+
+    @abstractmethod
+    def dense(self, A: Tensor) -> Tensor:
+        """A as a matrix, shape (q, q), for A given by its lower triangle."""
+
+    @abstractmethod
+    def factor(self, A: Tensor, added: Tensor) -> "Factor":
+        """Cholesky factor of A + diag(``added``), for A given by its lower triangle."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> str:
+        """Multiplications of a factor and an inverse, in words."""
+
+
+class Factor(ABC):
+    """Base class: the Cholesky factor of a positive definite M.
+
+    Attributes:
+        pivots: Squares of the diagonal of L, of which the product is |M|, shape (q,).
+    """
+
+    pivots: Tensor
+
+    @abstractmethod
+    def solve(self, rhs: Tensor) -> Tensor:
+        """M⁻¹ ``rhs``, shape (q, m)."""
+
+    @abstractmethod
+    def inverse(self) -> Tensor:
+        """The elements of M⁻¹ that the layout has a place for, whole."""
+
+    @abstractmethod
+    def dense_inverse(self) -> Tensor:
+        """M⁻¹, shape (q, q)."""
+
+
+def checked(L: Tensor, info: Tensor) -> Tensor:
+    """L where it exists.
+
+    Raises:
+        torch.linalg.LinAlgError: The matrix is not positive definite.
+    """
+    if bool(info.any()):
+        raise torch.linalg.LinAlgError("The matrix of the rest is not positive definite.")
+    return L
+
+
+# ---- dense -----------------------------------------------------------------------------------------------------------
+
+
+class DenseLayout(Layout):
+    """All of A, row by row."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.length = size, size * size
+
+    def _matrix(self, A: Tensor) -> Tensor:
+        return A.view(self.size, self.size)
+
+    def place(self, row: Tensor, column: Tensor) -> Tensor:
+        return torch.maximum(row, column) * self.size + torch.minimum(row, column)
+
+    def whole(self, A: Tensor) -> Tensor:
+        return self.dense(A).reshape(-1)
+
+    def times(self, A: Tensor, x: Tensor) -> Tensor:
+        return self._matrix(A) @ x
+
+    def diagonal(self, A: Tensor) -> Tensor:
+        return self._matrix(A).diagonal()
+
+    def row_sums(self, A: Tensor) -> Tensor:
+        M = self._matrix(A)
+        return M.tril().sum(1) + M.tril(-1).sum(0)
+
+    def dense(self, A: Tensor) -> Tensor:
+        M = self._matrix(A)
+        return M.tril() + M.tril(-1).mT
+
+    def factor(self, A: Tensor, added: Tensor) -> "DenseFactor":
+        M = self._matrix(A).clone()
+        M.diagonal().add_(added)
+        return DenseFactor(checked(*torch.linalg.cholesky_ex(M)))
+
+    @property
+    def cost(self) -> str:
+        return f"q³ = {self.size**3:.1e} multiplications for q = {self.size} effects"
+
+
+class DenseFactor(Factor):
+    """L, shape (q, q)."""
+
+    def __init__(self, L: Tensor) -> None:
+        self.L, self.pivots = L, L.diagonal().square()
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        return torch.cholesky_solve(rhs, self.L)
+
+    def inverse(self) -> Tensor:
+        return self.dense_inverse().mT.reshape(-1)  # LAPACK gives columns; no copy
+
+    def dense_inverse(self) -> Tensor:
+        return torch.cholesky_inverse(self.L)
+
+
+# ---- a chain of blocks -----------------------------------------------------------------------------------------------
+
+
+class ChainLayout(Layout):
+    """T = 2 h + 1 blocks of width b on the diagonal, and T − 1 beside it, of A in another order.
+
+    A chain is factored from both ends to its middle, two blocks a step: the blocks of step t are kept at 2 t and
+    2 t + 1, the one in the middle at 2 h. A block is coupled with the one two places after it, the last two with the
+    middle. Rows that fill up the blocks are coupled with none.
+
+    Args:
+        order: The row of A at each place of the chain, shape (q,).
+        width: b.
+    """
+
+    def __init__(self, order: Tensor, width: int) -> None:
+        self.size, self.width = len(order), width
+        self.steps = -(-self.size // width) // 2
+        self.count = 2 * self.steps + 1
+        self.length = (2 * self.count - 1) * width * width
+        at = torch.arange(self.size, device=order.device)
+        block, last = at // width, self.count - 1
+        kept = torch.where(block <= self.steps, 2 * block, 2 * (last - block) + 1)
+        self.position = torch.empty_like(order)
+        self.position[order] = kept * width + at % width
+        self.rows = order[:1].repeat(self.count * width)  # a filling row copies another
+        self.rows[self.position] = at
+
+    def blocks(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """The blocks on the diagonal, shape (T, b, b), and those of each block with its next, shape (T − 1, b, b)."""
+        return A.view(-1, self.width, self.width).split([self.count, self.count - 1])
+
+    def by_step(self, parts: Tensor) -> Tensor:
+        """Two parts a step, shape (h, 2, …)."""
+        return parts.view(self.steps, 2, *parts.shape[1:])
+
+    def place(self, row: Tensor, column: Tensor) -> Tensor:
+        i, j, b = self.position[row], self.position[column], self.width
+        before, after = torch.minimum(i, j), torch.maximum(i, j)
+        this, other = before // b, after // b
+        inside = this * (b * b) + (after % b) * b + before % b
+        beside = (self.count + this) * (b * b) + (before % b) * b + after % b
+        return torch.where(this == other, inside, beside)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Rows of x, shape (q, m), by block, shape (T, b, m)."""
+        return x.index_select(0, self.rows).view(self.count, self.width, -1)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """The inverse of ``split``."""
+        return parts.view(self.count * self.width, -1).index_select(0, self.position)
+
+    def whole(self, A: Tensor) -> Tensor:
+        own, beside = self.blocks(A)
+        return torch.cat([own.tril() + own.tril(-1).mT, beside]).view(-1)
+
+    def _add_beside(self, out: Tensor, to_this: Tensor, to_next: Tensor) -> Tensor:
+        """``out``, by block, with what the blocks beside the diagonal give to their rows and to their columns."""
+        out[:-1] += to_this
+        out[2:-1] += to_next[:-2]
+        out[-1] += to_next[-2:].sum(0)
+        return out
+
+    def times(self, A: Tensor, x: Tensor) -> Tensor:
+        (own, beside), parts = self.blocks(A), self.split(x)
+        following = torch.cat([parts[2:], parts[-1:]])
+        return self.join(self._add_beside(own @ parts, beside @ following, beside.mT @ parts[:-1]))
+
+    def diagonal(self, A: Tensor) -> Tensor:
+        return self.blocks(A)[0].diagonal(dim1=1, dim2=2).reshape(-1).index_select(0, self.position)
+
+    def row_sums(self, A: Tensor) -> Tensor:
+        own, beside = self.blocks(A)
+        sums = own.tril().sum(2) + own.tril(-1).sum(1)
+        return self.join(self._add_beside(sums, beside.sum(2), beside.sum(1)))[:, 0]
+
+    def dense(self, A: Tensor) -> Tensor:
+        (own, beside), b = self.blocks(self.whole(A)), self.width
+        M = torch.block_diag(*own)
+        for k, block in enumerate(beside):
+            this, following = (slice(i * b, (i + 1) * b) for i in (k, min(k + 2, self.count - 1)))
+            M[this, following], M[following, this] = block, block.mT
+        return M[self.position][:, self.position]
+
+    def factor(self, A: Tensor, added: Tensor) -> "ChainFactor":
+        return ChainFactor(self, A, added)
+
+    @property
+    def cost(self) -> str:
+        T, b = self.count, self.width
+        return f"8 T b³ = {8 * T * b**3:.1e} multiplications for {self.size} effects in a chain of {T} blocks of {b}"
+
+
+class ChainFactor(Factor):
+    """What of a chain of blocks is left block by block: the inverse K_t of what is left of each, and U_t = K_t C_t."""
+
+    def __init__(self, layout: ChainLayout, A: Tensor, added: Tensor) -> None:
+        self.layout = layout
+        own, C = layout.blocks(A)
+        own = own.clone()
+        own.diagonal(dim1=1, dim2=2).add_(added[layout.rows].view(layout.count, layout.width))
+        left, last = [*layout.by_step(own[:-1]).unbind()], own[-1:]
+        L, Y, infos = [], [], []
+        for t, coupling in enumerate(layout.by_step(C).unbind(), 1):
+            factor, info = torch.linalg.cholesky_ex(left[t - 1])
+            y = torch.linalg.solve_triangular(factor, coupling, upper=False)
+            if t < layout.steps:
+                left[t].baddbmm_(y.mT, y, alpha=-1.0)
+            L.append(factor.mT)
+            Y.append(y)
+            infos.append(info)
+        last -= (y.mT @ y).sum(0)
+        factor, info = torch.linalg.cholesky_ex(last)
+        lower = checked(torch.cat([*L, factor.mT]).mT, torch.cat([*infos, info]))
+        self.pivots = lower.diagonal(dim1=1, dim2=2).square().reshape(-1).index_select(0, layout.position)
+        X = torch.linalg.solve_triangular(lower, torch.eye(layout.width).to(A), upper=False)
+        self.K, self.U = X.mT @ X, X[:-1].mT @ torch.cat(Y)
+
+    def _steps(self, parts: Tensor) -> list[Tensor]:
+        """By step, shapes (2, b, m), and at last the middle, twice."""
+        return [*self.layout.by_step(parts[:-1]).unbind(), parts[-1:].expand(2, -1, -1)]
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        U, parts = self.layout.by_step(self.U), self._steps(self.layout.split(rhs))
+        for t, block in enumerate(U.mT.unbind(), 1):
+            if t < len(U):
+                parts[t] = torch.baddbmm(parts[t], block, parts[t - 1], alpha=-1.0)
+            else:
+                parts[t] = parts[t][:1] - (block @ parts[t - 1]).sum(0)
+        parts = self._steps(self.K @ torch.cat(parts))
+        for t, block in reversed([*enumerate(U.unbind())]):
+            parts[t] = torch.baddbmm(parts[t], block, parts[t + 1], alpha=-1.0)
+        return self.layout.join(torch.cat([*parts[:-1], parts[-1][:1]]))
+
+    def inverse(self) -> Tensor:
+        U, own = self.layout.by_step(self.U), self.K.clone()
+        steps, beside = self._steps(own), torch.empty_like(U)
+        for t in reversed(range(len(U))):
+            torch.bmm(U[t], steps[t + 1], out=beside[t])
+            steps[t].baddbmm_(beside[t], U[t].mT)
+        return torch.cat([own, beside.neg_().flatten(0, 1)]).view(-1)
+
+    def dense_inverse(self) -> Tensor:
+        return self.solve(torch.eye(self.layout.size).to(self.K))
+
+
+# ---- the choice ------------------------------------------------------------------------------------------------------
+
+
+def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
+    """The layout in which a factor and an inverse cost least.
+
+    Args:
+        row: Rows of the elements of the lower triangle that may be other than zero; they may repeat.
+        column: Their columns.
+        size: q.
+    """
+    dense = DenseLayout(size)
+    if len(row) > SPARSE_SHARE * size * size or size**3 < 3 * CALLS:
+        return dense
+    i, j = row.cpu().numpy(), column.cpu().numpy()
+    graph = csr_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(size, size))
+    order = torch.from_numpy(reverse_cuthill_mckee(graph, symmetric_mode=False).astype(np.int64)).to(row.device)
+    position = torch.empty_like(order)
+    position[order] = torch.arange(size, device=row.device)
+    width = max(NARROWEST, int((position[row] - position[column]).abs().max()))
+    chain = ChainLayout(order, width)
+    return chain if chain.count * (8 * width**3 + CALLS) < size**3 else dense

@@ -1,0 +1,117 @@
+"""Dense and chained symmetric matrices against a plain one, and the choice between them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from openreml_nn.solvers.layouts import ChainLayout, DenseLayout, Layout, choose_layout
+
+generator = torch.Generator().manual_seed(11)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def band(size: int, reach: int, cut: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns of the lower triangle of a band matrix, in parts of ``cut`` rows, and the order of its rows."""
+    i = torch.arange(size).repeat_interleave(reach + 1)
+    j = i - torch.arange(reach + 1).repeat(size)
+    keep = (j >= 0) & (i // cut == j // cut)
+    order = torch.randperm(size, generator=generator)
+    return order[i[keep]], order[j[keep]], order
+
+
+CASES = {  # size, reach, cut, width of a block
+    "one chain": (50, 4, 50, 4),
+    "full blocks": (45, 9, 45, 9),
+    "parts that are not connected": (40, 6, 11, 7),
+    "blocks that are not full": (41, 3, 41, 8),
+    "two blocks in three places": (12, 6, 12, 6),
+    "three blocks": (17, 5, 17, 7),
+    "a diagonal": (23, 0, 23, 4),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[list[tuple[Layout, Tensor]], Tensor, tuple[Tensor, Tensor]]:
+    """Layouts with one matrix given by its lower triangle, the matrix itself, and where its elements are."""
+    size, reach, cut, width = CASES[request.param]
+    row, column, order = band(size, reach, cut)
+    value, given = normal(len(row)), []
+    for layout in (DenseLayout(size), ChainLayout(order, width)):
+        A = torch.zeros(layout.length, dtype=torch.float64).index_add_(0, layout.place(row, column), value)
+        given.append((layout, A))
+    M = torch.zeros(size, size, dtype=torch.float64)
+    M[row, column] = value
+    return given, M + M.mT - torch.diag(M.diagonal()), (row, column)
+
+
+def test_matrix(case) -> None:  # type: ignore[no-untyped-def]
+    given, M, (row, column) = case
+    x = normal(len(M), 3)
+    for layout, A in given:
+        assert torch.equal(layout.place(row, column), layout.place(column, row))
+        torch.testing.assert_close(layout.dense(A), M)
+        torch.testing.assert_close(layout.dense(layout.whole(A)), M)
+        torch.testing.assert_close(layout.times(layout.whole(A), x), M @ x)
+        torch.testing.assert_close(layout.diagonal(A), M.diagonal())
+        torch.testing.assert_close(layout.row_sums(A), M.sum(1))
+        for block in layout.blocks(layout.whole(A))[0] if isinstance(layout, ChainLayout) else ():
+            assert torch.equal(block, block.mT)
+
+
+def test_factor(case) -> None:  # type: ignore[no-untyped-def]
+    given, M, (row, column) = case
+    added = 4.0 + M.abs().sum(1)
+    inverse, x = torch.linalg.inv(M + torch.diag(added)), normal(len(M), 3)
+    for layout, A in given:
+        kept = A.clone()
+        factor = layout.factor(A, added)
+        assert torch.equal(A, kept)
+        torch.testing.assert_close(factor.pivots.log().sum(), -torch.logdet(inverse), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(factor.solve(x), inverse @ x, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(factor.dense_inverse(), inverse, rtol=1e-12, atol=1e-14)
+        found = factor.inverse()
+        torch.testing.assert_close(found[layout.place(row, column)], inverse[row, column], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(layout.whole(found), found, rtol=1e-12, atol=1e-16)
+
+
+def test_rows_of_other_scales(case) -> None:  # type: ignore[no-untyped-def]
+    """An added 1e120 leaves the other rows what they are, and keeps its own digits: the limit of a zero variance."""
+    given, M, _ = case
+    added, far = 4.0 + M.abs().sum(1), torch.arange(len(M)) % 3 == 0
+    added[far] = 1e120
+    scale = torch.ones_like(added).masked_fill(far, 1e60)
+    x = normal(len(M), 2) * scale[:, None]
+    D = torch.where(far[:, None] | far, 0.0, M) + torch.diag(added.where(~far, 1.0))
+    expected = torch.linalg.solve(D, x / scale[:, None])
+    for layout, A in given:
+        factor = layout.factor(A, added)
+        torch.testing.assert_close(factor.solve(x) * scale[:, None], expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close((factor.pivots / scale**2).log().sum(), torch.logdet(D), rtol=1e-12, atol=1e-12)
+
+
+def test_not_positive_definite(case) -> None:  # type: ignore[no-untyped-def]
+    given, M, _ = case
+    for layout, A in given:
+        for row in (0, len(M) // 2):
+            added = 4.0 + M.abs().sum(1)
+            added[row] = -1e3
+            with pytest.raises(torch.linalg.LinAlgError):
+                layout.factor(A, added)
+
+
+def test_choice() -> None:
+    long, other, _ = band(1000, 5, 1000)
+    chain = choose_layout(long, other, 1000)
+    assert isinstance(chain, ChainLayout)
+    assert chain.length < 1000**2 / 10
+    assert "chain of 33 blocks of 32" in chain.cost
+    hub = torch.cat([long, torch.arange(1000)]), torch.cat([other, torch.zeros(1000, dtype=torch.int64)])
+    assert isinstance(choose_layout(*hub, 1000), DenseLayout)
+    few, other, _ = band(60, 2, 60)
+    assert isinstance(choose_layout(few, other, 60), DenseLayout)
+    assert "q = 60 effects" in choose_layout(few, other, 60).cost
+    many, other, _ = band(400, 60, 400)
+    assert isinstance(choose_layout(many, other, 400), DenseLayout)

@@ -1,0 +1,118 @@
+"""The mixed-model equations where the rest is sparse, as in field trials: every quantity against the dense solver."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openreml_nn import ML, REML
+from openreml_nn.covariance import (
+    CellMatrix,
+    CovariancePropagation,
+    DiagonalMatrix,
+    DiagonalPropagation,
+    DummyMatrix,
+    IdentityMatrix,
+    KhatriRaoMatrix,
+    KroneckerProduct,
+    Matrix,
+    ScalarMatrix,
+    Sum,
+    UnstructuredMatrix,
+)
+from openreml_nn.covariance.transform import Transform, TransformScaleShift
+from openreml_nn.objectives import Objective
+from openreml_nn.solvers import NotPositiveDefinite, layouts
+from openreml_nn.solvers.layouts import ChainLayout
+from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
+
+N = 420
+generator = torch.Generator().manual_seed(8)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+plot = np.arange(N)
+GEN, BLOCK = plot // 2, (plot // 2 + 7 * (plot % 2)) % 140  # two plots of a genotype, in blocks 7 apart, around a ring
+TRIAL = plot // 42
+WITHIN = 14 * TRIAL + (plot % 42 // 3 + (plot % 3) * (plot % 42 // 14)) % 14  # trials that have nothing in common
+PUPIL, SCHOOL = plot, plot // 7 // 4
+X = torch.cat([torch.ones(N, 1, dtype=torch.float64), normal(N, 2)], dim=1)
+x, y = X[:, 1:2], normal(N) + 2.0
+
+
+def simple(factor: np.ndarray, trans: Transform | None = None) -> CovariancePropagation:
+    Z = DummyMatrix(factor)
+    return CovariancePropagation(Z, ScalarMatrix(Z.num_levels, trans))
+
+
+def slopes(factor: np.ndarray) -> CovariancePropagation:
+    Z = DummyMatrix(factor)
+    G = KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(Z.num_levels))
+    return CovariancePropagation(KhatriRaoMatrix(torch.cat([torch.ones_like(x), x], dim=1), Z), G)
+
+
+def cells(factor: np.ndarray, within: np.ndarray) -> CovariancePropagation:
+    """Independent effects of a level in each of some columns, with a variance for each column."""
+    Z, labels = DummyMatrix(factor), [str(label) for label in np.unique(within)]
+    G = KroneckerProduct(DiagonalMatrix(len(labels)), IdentityMatrix(Z.num_levels))
+    return CovariancePropagation(CellMatrix(within, Z, labels), G)
+
+
+SOME = DummyMatrix(GEN.astype(str), levels=[str(g) for g in range(5, 210)], unknown="zero")
+RESIDUAL: dict[str, Matrix] = {"residual": ScalarMatrix(N)}
+WEIGHTS: dict[str, Matrix] = {"residual": DiagonalPropagation(1.0 + x.abs(), ScalarMatrix(1))}
+CASES: dict[str, dict[str, Matrix]] = {
+    "a ring of blocks": {"gen": simple(GEN), "block": simple(BLOCK)} | RESIDUAL,
+    "trials apart": {"gen": simple(WITHIN + 140 * (plot % 2)), "block": simple(WITHIN)} | RESIDUAL,
+    "classes in schools": {"pupil": simple(plot // 2), "class": simple(plot // 3), "school": simple(SCHOOL)} | RESIDUAL,
+    "weights": {"gen": simple(GEN), "block": simple(BLOCK)} | WEIGHTS,
+    "slopes": {"block": simple(BLOCK), "gen": slopes(GEN)} | RESIDUAL,
+    "two variances": {"gen": simple(GEN), "block": cells(BLOCK, plot % 2)} | RESIDUAL,
+    "rows of no genotype": {"gen": CovariancePropagation(SOME, ScalarMatrix(205)), "block": simple(BLOCK)} | RESIDUAL,
+}
+
+
+@pytest.fixture(autouse=True)
+def _short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of blocks where a dense matrix would be as fast."""
+    monkeypatch.setattr(layouts, "CALLS", 0)
+    monkeypatch.setattr(layouts, "NARROWEST", 4)
+
+
+@pytest.mark.parametrize("objective", [REML, ML])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_dense(name: str, objective: type[Objective], same_as_dense: Callable[..., None]) -> None:
+    V = Sum(CASES[name])
+    problem = MixedModelEquationsSolver().prepare(V, y, X)
+    assert isinstance(problem.products.layout, ChainLayout)
+    theta = 0.5 * torch.randn(V.num_params, dtype=torch.float64)
+    same_as_dense(V, theta, y, X, "mixed_model_equations", objective, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("name", ["a ring of blocks", "classes in schools", "two variances"])
+@pytest.mark.parametrize("small", [-20.0, -500.0])
+def test_variances_of_zero(name: str, small: float, same_as_dense: Callable[..., None]) -> None:
+    """One that is next to zero, and one that is zero to the last digit."""
+    V = Sum(CASES[name])
+    for k in range(V.num_params - 1):
+        theta = torch.zeros(V.num_params, dtype=torch.float64)
+        theta[k] = small
+        same_as_dense(V, theta, y, X, "mixed_model_equations", tolerance=1e-10)
+    theta[:-1] = small
+    same_as_dense(V, theta, y, X, "mixed_model_equations", tolerance=1e-10)
+
+
+def test_variances_on_their_own_scale(same_as_dense: Callable[..., None]) -> None:
+    """Slopes at a variance of zero, and a negative one is refused."""
+    plain = TransformScaleShift()
+    V = Sum({"gen": simple(GEN, plain), "block": simple(BLOCK, plain)} | RESIDUAL)
+    for values in ([0.0, 0.5, 0.1], [0.5, 0.0, 0.1], [0.0, 0.0, 0.1], [1e-9, 1e-9, 0.1]):
+        theta = torch.tensor(values, dtype=torch.float64)
+        same_as_dense(V, theta, y, X, "mixed_model_equations", tolerance=1e-11)
+    with pytest.raises(NotPositiveDefinite):
+        MixedModelEquationsSolver().prepare(V, y, X).evaluate(torch.tensor([0.5, -0.1, 0.1], dtype=torch.float64))
