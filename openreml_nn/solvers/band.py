@@ -34,6 +34,11 @@ class Panel:
         T = self.T.mT if transpose else self.T
         tail.addmm_(self.V, T @ (self.V.mT @ tail), alpha=-1.0)
 
+    def apply_to_few(self, x: np.ndarray, transpose: bool) -> None:
+        """As ``apply``, for a few columns, by NumPy: an operation starts in a fifth of the time that PyTorch takes."""
+        V, T, tail = self.V.numpy(), self.T.numpy(), x[self.first :]
+        tail -= V @ ((T.T if transpose else T) @ (V.T @ tail))
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:

@@ -6,7 +6,6 @@ a caller may keep the reduction and hand it to the solvers for further responses
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import KnownMatrix
 from openreml_nn.covariance.levels import tensor_of
-from openreml_nn.solvers.band import BLOCK, BandFactor, Panel, band_times, bandwidth_for, one_thread, reduce_to_band
+from openreml_nn.solvers.band import BLOCK, BandFactor, Panel, band_times, bandwidth_for, reduce_to_band
 from openreml_nn.solvers.base import COLUMNS_AT_ONCE, unit_columns
 from openreml_nn.solvers.memory import require_memory
 
@@ -176,7 +175,11 @@ class BandReduction(Reduction):
 
     def _apply(self, x: Tensor, panels: list[Panel], transpose: bool) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
-        with one_thread() if x.shape[1] < FEW else nullcontext():
+        if x.shape[1] < FEW:
+            few = x.numpy()
+            for panel in panels:
+                panel.apply_to_few(few, transpose)
+        else:
             for panel in panels:
                 panel.apply(x, transpose)
         return x

@@ -156,31 +156,42 @@ class SpectralEvaluation(Evaluation):
     def _fit(self) -> None:
         """γ̂ and e'Pe; γ̂ in two steps, so that rounding of U'V⁻¹e does not stay in it."""
         C, E, p = self.problem.C, self.problem.E, self.problem.p
-        self.HC_U = self.H(C[:, :p])
-        M = self.of_span * C[:, :p].mT @ self.HC_U + self.of_rest * E[:p, :p]
-        self.L = torch.linalg.cholesky(0.5 * (M + M.mT))
+        HC = self.H(C)
+        M = self.of_span * C[:, :p].mT @ HC[:, :p] + self.of_rest * E[:p, :p]
+        self.M = 0.5 * (M + M.mT)
+        self.L = torch.linalg.cholesky(self.M)
         self.M_inverse = torch.cholesky_solve(torch.eye(p, dtype=M.dtype, device=M.device), self.L)
         z = torch.zeros_like(E[0])
         z[p] = 1.0
         for _ in range(2):
-            UtViFz = self.of_span * self.HC_U.mT @ (C @ z) + self.of_rest * E[:p] @ z
-            z[:p] -= self.M_inverse @ UtViFz
+            c = C @ z
+            z[:p] -= self.M_inverse @ (self.of_span * HC[:, :p].mT @ c + self.of_rest * E[:p] @ z)
         self.z, self.gamma_at = z, -z[:p]
-        c = C @ z
-        self.Hc = self.H(c[:, None])[:, 0]
-        self._ePe = self.of_span * c @ self.Hc + self.of_rest * (z @ E @ z)
+        c, Hc = C @ z, HC @ z
+        self.HC_U, self.Hc = HC[:, :p], Hc
+        self._ePe = self.of_span * c @ Hc + self.of_rest * (z @ E @ z)
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
-    def _weighted(self, x: Tensor) -> Tensor:
-        """W x with v'V⁻¹AV⁻¹v = (Hc)'W(Hc), shape (size, m)."""
-        return self.problem.reduction.times(x) if self.problem.form.rows.orthonormal else x
+    @cached_property
+    def _WHX(self) -> Tensor:
+        """W H [F'U F'Fz] with v'V⁻¹AV⁻¹v = (Hc)'W(Hc), shape (size, p + 1)."""
+        HX = torch.cat([self.HC_U, self.Hc[:, None]], dim=1)
+        return self.problem.reduction.times(HX) if self.problem.form.rows.orthonormal else HX
 
-    def _without_A(self, whole: Tensor, with_A: Tensor, span: Tensor, rest: Tensor) -> Tensor:
-        """v'V⁻¹V⁻¹w from v'V⁻¹w, v'V⁻¹AV⁻¹w, (Hc)'(Hd) and v⊥'w⊥."""
-        if self.problem.form.rows.orthonormal:
-            return span + self.of_rest**2 * rest
-        return (whole - self.a * with_A) / self.b
+    @cached_property
+    def _second(self) -> tuple[Tensor, Tensor]:
+        """X'V⁻¹AV⁻¹X and X'V⁻¹V⁻¹X for X = [U Fz], Fz = e − Uγ̂, both of shape (p + 1, p + 1)."""
+        problem, p = self.problem, self.problem.p
+        HX = torch.cat([self.HC_U, self.Hc[:, None]], dim=1)
+        with_A = HX.mT @ self._WHX
+        if problem.form.rows.orthonormal:
+            T = torch.eye(p + 1, dtype=HX.dtype, device=HX.device)
+            T[:, p] = self.z
+            return with_A, HX.mT @ HX + self.of_rest**2 * (T.mT @ problem.E @ T)
+        whole = torch.zeros_like(with_A)
+        whole[:p, :p], whole[p, p] = self.M, self._ePe
+        return with_A, (whole - self.a * with_A) / self.b
 
     def _jacobians(self, scales: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The inputs of the three terms, and their derivatives with respect to each of them."""
@@ -200,14 +211,9 @@ class SpectralEvaluation(Evaluation):
         """∂(log|V|, log|U'V⁻¹U|, e'Pe)/∂(a, b), shape (3, 2)."""
         problem, p = self.problem, self.problem.p
         of_a, of_b = problem.reduction.slopes(self.a, self.b)
-        WX = self._weighted(self.HC_U)
-        N_a = self.HC_U.mT @ WX
-        N_b = self._without_A(torch.linalg.inv(self.M_inverse), N_a, self.HC_U.mT @ self.HC_U, problem.E[:p, :p])
-        q_a = self.Hc @ self._weighted(self.Hc[:, None])[:, 0]
-        q_b = self._without_A(self._ePe, q_a, self.Hc @ self.Hc, self.z @ problem.E @ self.z)
-        rows = [self._ePe.new_tensor([of_a, of_b + problem.outside * self.of_rest])]
-        rows += [-torch.stack([(self.M_inverse * N_a).sum(), (self.M_inverse * N_b).sum()]), -torch.stack([q_a, q_b])]
-        return torch.stack(rows)
+        N = torch.stack(self._second)
+        first = self._ePe.new_tensor([of_a, of_b + problem.outside * self.of_rest])
+        return torch.stack([first, -(self.M_inverse * N[:, :p, :p]).sum((1, 2)), -N[:, p, p]])
 
     # ---- average information -----------------------------------------------------------------------------------------
 
@@ -223,20 +229,16 @@ class SpectralEvaluation(Evaluation):
 
     def inner(self, rhs: Tensor) -> Tensor:
         problem, p, Hc, z = self.problem, self.problem.p, self.Hc[:, None], self.z
-        WHc = self._weighted(Hc)
+        N, WHc = torch.stack(self._second), self._WHX[:, p:]
         BHc = WHc if problem.form.rows.orthonormal else problem.reduction.times(Hc)
         HHc, HBHc = self.H(torch.cat([Hc, BHc], dim=1)).split(1, dim=1)
-        Ez = problem.E @ z
         aa, ab = (WHc * HBHc).sum(), (WHc * HHc).sum()
-        n_a = self.HC_U.mT @ WHc[:, 0]
-        n_b = self._without_A(torch.zeros_like(n_a), n_a, self.HC_U.mT @ self.Hc, Ez[:p])
         if problem.form.rows.orthonormal:
-            bb = (Hc * HHc).sum() + self.of_rest**3 * (z @ Ez)
+            bb = (Hc * HHc).sum() + self.of_rest**3 * (z @ problem.E @ z)
         else:
-            q_a = self.Hc @ WHc[:, 0]
-            bb = ((self._ePe - self.a * q_a) / self.b - self.a * ab) / self.b
-        N = torch.stack([n_a, n_b])
-        K = torch.stack([torch.stack([aa, ab]), torch.stack([ab, bb])]) - N @ self.M_inverse @ N.mT
+            bb = (N[1, p, p] - self.a * ab) / self.b
+        n = N[:, :p, p]
+        K = torch.stack([aa, ab, ab, bb]).reshape(2, 2) - n @ self.M_inverse @ n.mT
         return rhs.mT @ K @ rhs
 
     # ---- rows --------------------------------------------------------------------------------------------------------

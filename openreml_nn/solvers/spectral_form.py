@@ -67,11 +67,15 @@ class LevelRows:
         self.size = int(observed.sum())
         self._place = (observed.cumsum(0) - 1).clamp(min=0)[places]
         self._weight = x / torch.where(observed, self.D, 1.0).sqrt()[places]
-        self.complete = self.size == len(codes)
+        self.complete = self.size == len(codes)  # one record of each level: S permutes the rows and changes their signs
+        self._row = torch.argsort(self._place) if self.complete else None
 
     def into(self, v: Tensor) -> Tensor:
         """S'v, shape (size, m)."""
-        return v.new_zeros((self.size, v.shape[1])).index_add(0, self._place, self._weight[:, None] * v)
+        weighted = self._weight[:, None] * v
+        if self._row is not None:
+            return weighted[self._row]
+        return v.new_zeros((self.size, v.shape[1])).index_add(0, self._place, weighted)
 
     def out(self, c: Tensor) -> Tensor:
         """S c, shape (n, m)."""
