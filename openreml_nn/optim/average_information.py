@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
 from openreml_nn.optim.geometry import Geometry
+from openreml_nn.optim.host import to_host
 from openreml_nn.optim.secant import predicts_better, updated
 from openreml_nn.optim.triangular import left_out
 from openreml_nn.solvers import NotPositiveDefinite
@@ -28,7 +29,7 @@ DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of pa
 
 
 _ARRAYS = {
-    "origin": float, "score": float, "information": float, "secant": float, "units": float,
+    "theta": float, "origin": float, "score": float, "information": float, "secant": float, "units": float,
     "held": int, "finite": bool, "mirrors": bool, "cells": int,
 }  # fmt: skip
 
@@ -70,6 +71,25 @@ class Progress:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Point:
+    """What the host knows of the objective at one θ.
+
+    Attributes:
+        loss: −ℓ.
+        theta: θ, as the parameters hold it, shape (k,).
+        score: ∂ℓ/∂θ.
+        information: Shape (k, k).
+        units: Units of the parameters.
+    """
+
+    loss: float
+    theta: np.ndarray
+    score: np.ndarray
+    information: np.ndarray
+    units: np.ndarray
+
+
 class AverageInformation(torch.optim.Optimizer):
     r"""θ ← θ + δ, with δ from the score and an information matrix of the objective, under a step control.
 
@@ -107,6 +127,7 @@ class AverageInformation(torch.optim.Optimizer):
             raise ValueError(f"`AverageInformation` needs a tolerance above 0, got {tolerance}.")
         self._information = information
         self._geometry = geometry
+        self._left: list[tuple[int, int]] | None = None
         self.control = control or TrustRegion()
         self.tolerance = tolerance
 
@@ -143,27 +164,27 @@ class AverageInformation(torch.optim.Optimizer):
             closure: Clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
         s = self._memory()
-        if "theta" not in s or not torch.equal(s["theta"], self._gather()):
+        if "theta" not in s or self._was_moved(s["theta"]):
             self._begin(s, closure)
         elif s["done"]:
-            _loss(closure)  # a training loop expects its closure to be called
+            with torch.enable_grad():
+                closure()  # a training loop expects its closure to be called
         if not s["done"]:
             self._advance(s, closure)
+        self._left = self._marks()
         return torch.tensor(s["loss"], dtype=torch.float64)
 
     def _begin(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
         """Evaluate where the parameters are, without moving."""
-        k = len(self._gather())
+        k = sum(p.numel() for p in self._moved())
         if k == 0:
             raise ValueError("`AverageInformation` has no parameter to move; all are fixed.")
-        loss = _loss(closure)
-        if not np.isfinite(loss):
-            raise ValueError(f"The objective is {loss} at the start values; give others.")
-        geometry, theta = self._geometry_now(k), self._gather()
+        at, geometry = self._evaluate(closure, None), self._geometry_now()
+        if not np.isfinite(at.loss):
+            raise ValueError(f"The objective is {at.loss} at the start values; give others.")
         s.update(
-            theta=theta, origin=theta.to(torch.float64).cpu().numpy(), loss=loss,
-            score=self._score(), information=self._checked_information(k),
-            held=np.zeros(k, dtype=int), radius=self.control.first_radius, units=geometry.units,
+            vars(at), origin=at.theta,
+            held=np.zeros(k, dtype=int), radius=self.control.first_radius,
             finite=np.stack([geometry.finite_below, geometry.finite_above]), mirrors=geometry.mirrors,
             cells=geometry.cells, names=geometry.names, secant=np.zeros((k, k)), use_secant=False,
             iteration=0, step_norm=0.0, step_length=0.0, trials=1,
@@ -173,27 +194,20 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _advance(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
         """Try steps until one is accepted, or none is left to try."""
-        units, theta, free = s["units"], s["theta"], s["held"] == 0
+        units, free = s["units"], s["held"] == 0
         g, H = s["score"] * units, self._curvature(s, s["use_secant"]) * np.outer(units, units)
         candidates = leaps(self._place(s), self._newton(s))
         rounding, trials = ROUNDING * max(1.0, abs(s["loss"])), 0
+        same_units = units if s["finite"].any(axis=0).all() else None  # those of parameters with an end are 1
         while True:
             leap = candidates.pop(0) if candidates else None
             step, promised = self._trial(s, g, H, leap)
             length, trials = _norm(step), trials + 1
-            new = theta + torch.from_numpy(step * units).to(theta)
-            if leap is not None:
-                new = new * torch.from_numpy(leap.signs).to(new)
-            self._write(new)
-            loss = _loss_or_inf(closure)
-            gain = s["loss"] - loss
+            self._write((s["theta"] + step * units) * (1.0 if leap is None else leap.signs))
+            at = self._trial_point(closure, same_units, s["loss"] + rounding)
             seen = promised > rounding
-            if gain > 0 if seen else gain > -rounding:
-                score, information = self._score(), self._checked_information(len(g))
-                if seen or newton_decrement(_among(information, free), score[free]) < newton_decrement(
-                    _among(s["information"], free), s["score"][free]
-                ):
-                    break
+            if at is not None and self._is_better(s, at, seen, rounding):
+                break
             if leap is None and s["use_secant"] and seen:
                 s.update(secant=np.zeros_like(s["secant"]), use_secant=False)
                 H = self._curvature(s, False) * np.outer(units, units)
@@ -203,17 +217,24 @@ class AverageInformation(torch.optim.Optimizer):
                     self._stop_without_step(s, seen)
                     return
                 s["radius"] = radius
+        gain = s["loss"] - at.loss
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
-        self._learn(s, step * units if leap is None else None, score, information, gain)
+        self._learn(s, step * units if leap is None else None, at.score, at.information, gain)
         full = _norm(newton_step(_among(H, free), g[free]))
         s.update(
-            theta=new, loss=loss, score=score, information=information, iteration=s["iteration"] + 1,
+            vars(at), iteration=s["iteration"] + 1,
             step_norm=length, trials=trials, step_length=length / full if full > 0 else 0.0,
         )  # fmt: skip
-        if not s["finite"].any(axis=0).all():  # the units of all others are 1
-            s["units"] = self._geometry_now(len(g)).units
         self._judge(s)
+
+    def _is_better(self, s: dict[str, Any], at: _Point, seen: bool, rounding: float) -> bool:
+        """Whether ℓ is higher at a trial point; where a gain could not be ``seen``, whether the decrement is lower."""
+        gain, free = s["loss"] - at.loss, s["held"] == 0
+        if seen or gain <= -rounding:
+            return seen and gain > 0
+        now = newton_decrement(_among(s["information"], free), s["score"][free])
+        return newton_decrement(_among(at.information, free), at.score[free]) < now
 
     def _learn(
         self, s: dict[str, Any], step: np.ndarray | None, score: np.ndarray, information: np.ndarray, gain: float
@@ -224,12 +245,12 @@ class AverageInformation(torch.optim.Optimizer):
             s.update(secant=np.zeros_like(S), use_secant=False)
             return
         use = bool(S.any()) and predicts_better(S, self._curvature(s, False), s["score"], step, gain)
-        H = information + left_out(s["cells"], self._theta(s) + step, score, s["held"])
+        H = information + left_out(s["cells"], s["theta"] + step, score, s["held"])
         s.update(secant=updated(S, H, step, s["score"] - score), use_secant=use)
 
     def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
         """Information, what a triangular factor adds to it, and what was learnt."""
-        H = s["information"] + left_out(s["cells"], self._theta(s), s["score"], s["held"])
+        H = s["information"] + left_out(s["cells"], s["theta"], s["score"], s["held"])
         return H + s["secant"] if use_secant else H
 
     def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, leap: Leap | None) -> tuple[np.ndarray, float]:
@@ -247,7 +268,7 @@ class AverageInformation(torch.optim.Optimizer):
     # ---- boundaries and the end --------------------------------------------------------------------------------------
 
     def _place(self, s: dict[str, Any]) -> Place:
-        units, theta = s["units"], self._theta(s)
+        units, theta = s["units"], s["theta"]
         return Place(
             g=s["score"] * units, d=s["information"].diagonal() * units**2,
             theta=theta, moved=theta - s["origin"], held=s["held"],
@@ -325,51 +346,64 @@ class AverageInformation(torch.optim.Optimizer):
     def _memory(self) -> dict[str, Any]:
         return self.state[self.param_groups[0]["params"][0]]
 
-    def _gather(self) -> Tensor:
-        moved = self._moved()
-        return torch.cat([p.detach().reshape(-1) for p in moved]) if moved else torch.zeros(0)
+    def _marks(self) -> list[tuple[int, int]]:
+        """What changes where anybody writes into the parameters or replaces them; known without asking their device."""
+        return [(p._version, p.data_ptr()) for p in self._moved()]
 
-    def _score(self) -> np.ndarray:
-        moved = self._moved()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
-        return -torch.cat([g.reshape(-1) for g in grads]).to(torch.float64).cpu().numpy()
+    def _was_moved(self, theta: np.ndarray) -> bool:
+        """Whether the parameters are not at ``theta``, where the last step left them."""
+        if self._left == self._marks():
+            return False
+        now = to_host(*self._moved())
+        return not np.array_equal(theta, np.concatenate([x.reshape(-1) for x in now]))
 
-    @staticmethod
-    def _theta(s: dict[str, Any]) -> np.ndarray:
-        return s["theta"].to(torch.float64).cpu().numpy()
-
-    def _geometry_now(self, k: int) -> Geometry:
+    def _geometry_now(self) -> Geometry:
+        k = sum(p.numel() for p in self._moved())
         return self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
 
-    def _checked_information(self, k: int) -> np.ndarray:
-        H = self._information().detach().to(torch.float64).cpu().numpy()
-        if H.shape != (k, k):
-            raise ValueError(f"`information` must give a matrix of shape ({k}, {k}), got {H.shape}.")
-        return H
+    def _evaluate(self, closure: Callable[[], Any], units: np.ndarray | None, most: float = math.inf) -> _Point:
+        """What the host has to know of the present thetas, in one message from their device.
 
-    def _write(self, theta: Tensor, grad: np.ndarray | None = None) -> None:
+        Args:
+            closure: The closure.
+            units: Units of the parameters where these are the same everywhere.
+            most: Loss from which on a point is not wanted; on the CPU, where a look costs nothing, the information is
+                not computed there, and the arrays are empty.
+        """
+        with torch.enable_grad():
+            loss = closure()
+        if isinstance(loss, Tensor) and loss.device.type == "cpu" and loss >= most:
+            return _Point(float(loss.detach()), *[np.zeros(0)] * 4)
+        moved = self._moved()
+        H, k = self._information(), sum(p.numel() for p in moved)
+        if H.shape != (k, k):
+            raise ValueError(f"`information` must give a matrix of shape ({k}, {k}), got {tuple(H.shape)}.")
+        theta = torch.cat([p.reshape(-1) for p in moved])
+        score = -torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in moved])
+        message = [torch.as_tensor(loss, device=theta.device), theta, score, H]
+        own = self._geometry_now().units if units is None else units
+        if isinstance(own, Tensor):
+            *numbers, own = to_host(*message, own)
+        else:
+            numbers = to_host(*message)
+        return _Point(float(numbers[0]), numbers[1], numbers[2], numbers[3], own)
+
+    def _trial_point(self, closure: Callable[[], Any], units: np.ndarray | None, most: float) -> _Point | None:
+        """The same at a trial point; None where V has no Cholesky factor or ℓ is no number there."""
+        try:
+            at = self._evaluate(closure, units, most)
+        except (NotPositiveDefinite, torch.linalg.LinAlgError):
+            return None
+        return at if math.isfinite(at.loss) else None
+
+    def _write(self, theta: np.ndarray, grad: np.ndarray | None = None) -> None:
         moved = self._moved()
         sizes = [p.numel() for p in moved]
-        for p, value in zip(moved, theta.split(sizes), strict=True):
+        for p, value in zip(moved, torch.from_numpy(theta).to(moved[0]).split(sizes), strict=True):
             p.copy_(value.view_as(p))
         if grad is not None:
-            for p, value in zip(moved, torch.from_numpy(grad).to(theta).split(sizes), strict=True):
+            for p, value in zip(moved, torch.from_numpy(grad).to(moved[0]).split(sizes), strict=True):
                 p.grad = value.reshape(p.shape).clone()
-
-
-def _loss(closure: Callable[[], Any]) -> float:
-    with torch.enable_grad():
-        loss = closure()
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)
-
-
-def _loss_or_inf(closure: Callable[[], Any]) -> float:
-    """The loss at a trial point; infinite where V has no Cholesky factor there."""
-    try:
-        loss = _loss(closure)
-    except (NotPositiveDefinite, torch.linalg.LinAlgError):
-        return float("inf")
-    return loss if np.isfinite(loss) else float("inf")
 
 
 def newton_decrement(H: np.ndarray, g: np.ndarray) -> float:
