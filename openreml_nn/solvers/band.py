@@ -140,5 +140,7 @@ class BandFactor:
 
 def band_times(band: np.ndarray, x: Tensor) -> Tensor:
     """B ``x``, shape (n, m)."""
-    columns = [dsbmv(len(band) - 1, 1.0, band, column, lower=1) for column in np.ascontiguousarray(x.numpy().T)]
-    return torch.from_numpy(np.stack(columns, axis=1)) if columns else x.clone()
+    given, product = x.numpy(), np.empty(x.shape, order="F")
+    for j in range(x.shape[1]):
+        dsbmv(len(band) - 1, 1.0, band, given[:, j], y=product[:, j], overwrite_y=1, lower=1)
+    return torch.from_numpy(product)

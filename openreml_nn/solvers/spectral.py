@@ -132,7 +132,6 @@ class SpectralEvaluation(Evaluation):
             given, jacobians = self._jacobians(scales)
         f = ClosedForm.apply(f, "spectral", *jacobians, *given)
         self.logdet_V, self.logdet_XtViX, self.yPy = f[0], f[1] + problem.fixed.logdet_RtR, f[2]
-        self.gamma, self.gamma_cov = self.gamma_at, self.M_inverse
 
     # ---- factor, γ̂ and e'Pe ------------------------------------------------------------------------------------------
 
@@ -156,34 +155,30 @@ class SpectralEvaluation(Evaluation):
     def _fit(self) -> None:
         """γ̂ and e'Pe; γ̂ in two steps, so that rounding of U'V⁻¹e does not stay in it."""
         C, E, p = self.problem.C, self.problem.E, self.problem.p
-        HC = self.H(C)
-        M = self.of_span * C[:, :p].mT @ HC[:, :p] + self.of_rest * E[:p, :p]
-        self.M = 0.5 * (M + M.mT)
+        HX = self.H(C)
+        G = (self.of_span * C.mT) @ HX + self.of_rest * E
+        self.M = G[:p, :p]
         self.L = torch.linalg.cholesky(self.M)
-        self.M_inverse = torch.cholesky_solve(torch.eye(p, dtype=M.dtype, device=M.device), self.L)
-        z = torch.zeros_like(E[0])
-        z[p] = 1.0
-        for _ in range(2):
-            c = C @ z
-            z[:p] -= self.M_inverse @ (self.of_span * HC[:, :p].mT @ c + self.of_rest * E[:p] @ z)
-        self.z, self.gamma_at = z, -z[:p]
-        c, Hc = C @ z, HC @ z
-        self.HC_U, self.Hc = HC[:, :p], Hc
-        self._ePe = self.of_span * c @ Hc + self.of_rest * (z @ E @ z)
+        self.M_inverse = torch.cholesky_inverse(self.L)
+        z = torch.ones_like(E[0])
+        z[:p] = -self.M_inverse @ G[:p, p]
+        z[:p] -= self.M_inverse @ (self.of_span * HX[:, :p].mT @ (C @ z) + self.of_rest * E[:p] @ z)
+        HX[:, p] = HX @ z
+        self.HX, self.HC_U, self.Hc, self.z = HX, HX[:, :p], HX[:, p], z
+        self.gamma, self.gamma_cov = -z[:p], self.M_inverse
+        self._ePe = self.of_span * (C @ z) @ self.Hc + self.of_rest * (z @ E @ z)
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
     @cached_property
     def _WHX(self) -> Tensor:
         """W H [F'U F'Fz] with v'V⁻¹AV⁻¹v = (Hc)'W(Hc), shape (size, p + 1)."""
-        HX = torch.cat([self.HC_U, self.Hc[:, None]], dim=1)
-        return self.problem.reduction.times(HX) if self.problem.form.rows.orthonormal else HX
+        return self.problem.reduction.times(self.HX) if self.problem.form.rows.orthonormal else self.HX
 
     @cached_property
     def _second(self) -> tuple[Tensor, Tensor]:
         """X'V⁻¹AV⁻¹X and X'V⁻¹V⁻¹X for X = [U Fz], Fz = e − Uγ̂, both of shape (p + 1, p + 1)."""
-        problem, p = self.problem, self.problem.p
-        HX = torch.cat([self.HC_U, self.Hc[:, None]], dim=1)
+        problem, p, HX = self.problem, self.problem.p, self.HX
         with_A = HX.mT @ self._WHX
         if problem.form.rows.orthonormal:
             T = torch.eye(p + 1, dtype=HX.dtype, device=HX.device)
@@ -203,7 +198,7 @@ class SpectralEvaluation(Evaluation):
             Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.M_inverse
             zero = torch.zeros_like
             given += [fixed.U, fixed.e]
-            jacobians.append(torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma_at)]))
+            jacobians.append(torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma)]))
             jacobians.append(torch.stack([zero(Py), zero(Py), 2.0 * Py]))
         return given, jacobians
 
@@ -254,7 +249,7 @@ class SpectralEvaluation(Evaluation):
     @cached_property
     def _rows_Py(self) -> Tensor:
         fixed = self.problem.fixed
-        Fz = (fixed.e - fixed.U @ self.gamma_at).detach()[:, None]
+        Fz = (fixed.e - fixed.U @ self.gamma).detach()[:, None]
         return self._rows(self.Hc[:, None], self.problem.form.rows.rest(Fz))[:, 0]
 
     def solve(self, rhs: Tensor) -> Tensor:
