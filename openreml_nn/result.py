@@ -137,9 +137,10 @@ class FitResult:
     def variance(self) -> pd.DataFrame:
         """Table of the variance parameters: name, estimate (natural scale), std_error, share, boundary, fixed.
 
-        The share is that of the term in the average variance of an observation, in the term's first row. Standard
-        errors are by the delta method from the average information, with thetas on a boundary taken as known; there is
-        none where all thetas of a parameter are on a boundary or fixed.
+        The share is that of the term in the average variance of an observation, in the term's first row; a term whose
+        parameters are all those of another one counts to that. Standard errors are by the delta method from the
+        average information, with thetas on a boundary taken as known; there is none where all thetas of a parameter
+        are on a boundary or fixed.
         """
         V, theta = self.V, self.theta
         estimate, se, own = natural_scale(V, theta, self.theta_cov, self.held)
@@ -160,19 +161,16 @@ class FitResult:
     @cached_property
     def _shares(self) -> list[float]:
         """Each term's share of the mean of the diagonal of V, in its first row; NaN in the other rows."""
-        V, theta = self.V, self.theta
-        problem = self.evaluation.problem
-        total = float(problem.mean_diagonal(V, theta))
-        shares: dict[str, float] = {"": 1.0}
-        if isinstance(V, Sum):
-            parts = zip(V.operand_names, V.parts(theta), strict=True)
-            shares = {name: float(problem.mean_diagonal(term, own)) / total for name, (term, own) in parts}
-        column: list[float] = []
-        for path, leaf, _ in V.leaves():
-            term = path[0] if path else ""
-            rows = len(leaf.natural_names)
-            first = shares.pop(term if isinstance(V, Sum) else "", math.nan) if rows else math.nan
-            column += [first, *[math.nan] * (rows - 1)][:rows]
+        V, problem = self.V, self.evaluation.problem
+        if not isinstance(V, Sum):
+            return [1.0, *[math.nan] * (len(V.natural_names) - 1)][: len(V.natural_names)]
+        sizes = [float(problem.mean_diagonal(term, own)) for term, own in V.parts(self.theta)]
+        rows = [(path[0], index) for path, leaf, index in V.leaves() for _ in leaf.natural_names]
+        column = [math.nan] * len(rows)
+        for name, size in zip(V.operand_names, sizes, strict=True):
+            thetas, own = set(V.operand_index(name)), [r for r, (term, _) in enumerate(rows) if term == name]
+            for r in own[:1] or [r for r, (_, index) in enumerate(rows) if not thetas.isdisjoint(index)][:1]:
+                column[r] = float(np.nansum([column[r], size / sum(sizes)]))
         return column
 
     # ---- random effects ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from openreml_nn.covariance import (
     CovariancePropagation,
     DiagonalMatrix,
     DummyMatrix,
+    KroneckerProduct,
     ScalarMatrix,
     Sum,
 )
@@ -101,6 +102,22 @@ def test_shares_of_terms_with_several_parameters(slopes: FitResult) -> None:
     assert table["share"].sum() == pytest.approx(1.0)
     diagonal = slopes.V.diagonal(slopes.theta).mean()
     assert table["share"].iloc[-1] == pytest.approx(float(table["estimate"].iloc[-1] / diagonal))
+
+
+def test_share_of_a_term_that_is_tied_to_another() -> None:
+    """Two factors with one variance: one row, with the shares of both; a variance of its own has a row of its own."""
+    rng = np.random.default_rng(7)
+    left, right = DummyMatrix(rng.integers(0, 6, 60)), DummyMatrix(rng.integers(0, 6, 60))
+    G = ScalarMatrix(6)
+    both = CovariancePropagation(right, KroneckerProduct(ScalarMatrix(1), G))
+    y = torch.tensor(rng.normal(size=6)[left.codes] + rng.normal(size=6)[right.codes] + rng.normal(size=60))
+    result = fit(Sum(a=CovariancePropagation(left, G), b=CovariancePropagation(right, G), residual=ScalarMatrix(60)), y)
+    sigma2, noise = result.variance["estimate"]
+    np.testing.assert_allclose(result.variance["share"], np.array([2.0 * sigma2, noise]) / (2.0 * sigma2 + noise))
+    V = Sum(a=CovariancePropagation(left, G), b=both, residual=ScalarMatrix(60))
+    V.set_theta(torch.log(torch.tensor([1.0, 2.0, 3.0])))
+    V.set_no_grad([0, 1, 2])
+    np.testing.assert_allclose(fit(V, y).variance["share"], np.array([1.0, 4.0, 9.0]) / 14.0)
 
 
 def test_share_of_a_single_structure() -> None:

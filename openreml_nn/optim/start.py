@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from openreml_nn.covariance import Matrix, Sum
+from openreml_nn.covariance import IncidenceMatrix, Matrix, Sum
 from openreml_nn.optim.average_information import ConfoundedParameters
 from openreml_nn.solvers import Problem, random_terms
 
+ROWS_PER_COLUMN = 64  # of X that are looked at for levels of a term
 INSIDE = 1e-9  # relative length of a term's part outside the column space of X below which it has none
 
 
@@ -48,12 +49,15 @@ def require_estimable(problem: Problem) -> None:
             and random at once.
     """
     U, ranks = problem.fixed.U, problem.ranks
+    terms = [term for term in random_terms(problem.V, problem.V.theta.detach()) if term.G.free_index]
+    sure = ranks.objects([_rank_is_above(problem.p, term.Z) for term in terms])
+    doubtful = [term for term, *found in zip(terms, *sure, strict=True) if not any(found)]
+    if not doubtful:
+        return
     generator = torch.Generator().manual_seed(ranks.rank)
     probe = torch.randn(problem.n_here, 1, generator=generator, dtype=torch.float64).to(U)
     outside = probe - U @ ranks.sum(U.mT @ probe)
-    for term in random_terms(problem.V, problem.V.theta.detach()):
-        if len(term.G.no_grad_index) == term.G.num_params:
-            continue
+    for term in doubtful:
         squares = problem.by_level(term, torch.cat([outside, probe], dim=1)).square().sum(0)
         left, whole = (ranks.sum(squares) if term.name in ranks.own else squares).sqrt()
         if bool(left <= INSIDE * whole):
@@ -61,3 +65,12 @@ def require_estimable(problem: Problem) -> None:
                 f"The fixed effects take up the random term {term.name!r} whole, as if its factor were fixed too: the "
                 f"data say nothing about its variance. Remove it from the fixed or from the random part."
             )
+
+
+def _rank_is_above(p: int, Z: Matrix) -> bool:
+    """Whether a few rows show that Z has more than p independent columns: those of different levels are independent."""
+    if not isinstance(Z, IncidenceMatrix):
+        return False
+    codes = Z.codes[: ROWS_PER_COLUMN * (p + 1)]
+    codes = codes if Z.values is None else codes[(Z.values[: len(codes)] != 0).any(1)]
+    return len(codes[codes >= 0].unique()) > p
