@@ -27,7 +27,8 @@ class ClosedForm(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         refuse_second_derivative(ctx.who)
         (g,) = grads
-        own = [torch.tensordot(g, J, 1).to(dtype) for J, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        own = [(g @ J.flatten(1)).reshape(J.shape[1:]).to(dtype) for J, dtype in pairs]
         return None, None, *([None] * len(own)), *own
 
 

@@ -13,6 +13,7 @@ bandwidth. The second line serves A = WW' through the small side of W; it holds 
 import math
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class SpectralProblem(Problem):
         both = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
         self.C = self.into(both)
         left = self.form.rows.rest(both)
-        self.E = left.mT @ left
+        self.E = gram(left, left)
         self.U_left = left[:, :-1]
 
     def into(self, v: Tensor) -> Tensor:
@@ -104,16 +105,33 @@ class SpectralProblem(Problem):
         """F c, shape (n, m)."""
         return self.form.rows.out(self.reduction.rotate_back(c))
 
-    def scales(self, theta: Tensor) -> Tensor:
-        """[a, b], shape (2,)."""
-        return self.form.scales(self.V, theta).to(torch.float64)
+    def scales(self, theta: Tensor) -> tuple[float, float, np.ndarray]:
+        """a, b, and their derivatives with respect to θ, shape (2, k)."""
+        theta = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            scales = self.form.scales(self.V, theta)
+        rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
+                for s in scales]  # fmt: skip
+        J = torch.stack([torch.zeros_like(theta) if row is None else row for row in rows])
+        a, b = scales.tolist()
+        return a, b, host(J)
 
     def evaluate(self, theta: Tensor | None = None) -> "SpectralEvaluation":
         return SpectralEvaluation(self, self.V.theta if theta is None else theta)
 
 
+def host(x: Tensor) -> np.ndarray:
+    """A small matrix for NumPy, which starts an operation in a fifth of the time that PyTorch takes."""
+    return x.detach().cpu().numpy().astype(np.float64, copy=False)
+
+
+def gram(x: Tensor, y: Tensor) -> np.ndarray:
+    """x'y of long columns."""
+    return host(x.mT @ y)
+
+
 class SpectralEvaluation(Evaluation):
-    """aB + bI factored at one θ.
+    """aB + bI factored at one θ: products with it in PyTorch, the matrices of p + 1 columns in NumPy.
 
     Working variates are combinations of APy and Py: their two coefficients.
     """
@@ -122,16 +140,17 @@ class SpectralEvaluation(Evaluation):
 
     def __init__(self, problem: SpectralProblem, theta: Tensor) -> None:
         self.problem, self.theta = problem, theta
-        scales = problem.scales(theta)
-        self.a, self.b = scales.detach().tolist()
+        self.a, self.b, self.of_theta = problem.scales(theta)
         with torch.no_grad():
             logdet_V = self._factor()
-            self._fit()
-            logdet_M = 2.0 * self.L.diagonal().log().sum()
-            f = torch.stack([logdet_M.new_tensor(logdet_V), logdet_M, self._ePe])
-            given, jacobians = self._jacobians(scales)
-        f = ClosedForm.apply(f, "spectral", *jacobians, *given)
+            logdet_M, self._ePe = self._fit()
+            given, jacobians = self._jacobians()
+        f = ClosedForm.apply(self._like([logdet_V, logdet_M, self._ePe]), "spectral", *jacobians, *given)
         self.logdet_V, self.logdet_XtViX, self.yPy = f[0], f[1] + problem.fixed.logdet_RtR, f[2]
+
+    def _like(self, x: "np.ndarray | list[float]") -> Tensor:
+        """A small matrix for PyTorch, where the data are."""
+        return torch.as_tensor(x, dtype=torch.float64, device=self.problem.C.device)
 
     # ---- factor, γ̂ and e'Pe ------------------------------------------------------------------------------------------
 
@@ -152,21 +171,21 @@ class SpectralEvaluation(Evaluation):
         self.of_span = 1.0 if problem.form.rows.orthonormal else -a / b
         return logdet + (problem.outside * math.log(b) if problem.outside else 0.0)
 
-    def _fit(self) -> None:
-        """γ̂ and e'Pe; γ̂ in two steps, so that rounding of U'V⁻¹e does not stay in it."""
+    def _fit(self) -> tuple[float, float]:
+        """log|U'V⁻¹U| and e'Pe; γ̂ in two steps, so that rounding of U'V⁻¹e does not stay in it."""
         C, E, p = self.problem.C, self.problem.E, self.problem.p
         HX = self.H(C)
-        G = (self.of_span * C.mT) @ HX + self.of_rest * E
+        G = self.of_span * gram(C, HX) + self.of_rest * E
         self.M = G[:p, :p]
-        self.L = torch.linalg.cholesky(self.M)
-        self.M_inverse = torch.cholesky_inverse(self.L)
-        z = torch.ones_like(E[0])
-        z[:p] = -self.M_inverse @ G[:p, p]
-        z[:p] -= self.M_inverse @ (self.of_span * HX[:, :p].mT @ (C @ z) + self.of_rest * E[:p] @ z)
-        HX[:, p] = HX @ z
-        self.HX, self.HC_U, self.Hc, self.z = HX, HX[:, :p], HX[:, p], z
-        self.gamma, self.gamma_cov = -z[:p], self.M_inverse
-        self._ePe = self.of_span * (C @ z) @ self.Hc + self.of_rest * (z @ E @ z)
+        self.L, self.M_inverse = np.linalg.cholesky(self.M), np.linalg.inv(self.M)
+        self.z = z = np.append(-self.M_inverse @ G[:p, p], 1.0)
+        z[:p] -= self.M_inverse @ (self.of_span * gram(HX[:, :p], C @ self._like(z)) + self.of_rest * E[:p] @ z)
+        c = C @ self._like(z)
+        HX[:, p] = HX @ self._like(z)
+        self.HX, self.HC_U, self.Hc = HX, HX[:, :p], HX[:, p]
+        self.gamma, self.gamma_cov = self._like(-z[:p]), self._like(self.M_inverse)
+        ePe = self.of_span * float(c @ self.Hc) + self.of_rest * float(z @ E @ z)
+        return 2.0 * float(np.log(self.L.diagonal()).sum()), ePe
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
@@ -176,64 +195,55 @@ class SpectralEvaluation(Evaluation):
         return self.problem.reduction.times(self.HX) if self.problem.form.rows.orthonormal else self.HX
 
     @cached_property
-    def _second(self) -> tuple[Tensor, Tensor]:
-        """X'V⁻¹AV⁻¹X and X'V⁻¹V⁻¹X for X = [U Fz], Fz = e − Uγ̂, both of shape (p + 1, p + 1)."""
-        problem, p, HX = self.problem, self.problem.p, self.HX
-        with_A = HX.mT @ self._WHX
-        if problem.form.rows.orthonormal:
-            T = torch.eye(p + 1, dtype=HX.dtype, device=HX.device)
+    def _second(self) -> np.ndarray:
+        """X'V⁻¹AV⁻¹X and X'V⁻¹V⁻¹X for X = [U Fz], Fz = e − Uγ̂, shape (2, p + 1, p + 1)."""
+        p = self.problem.p
+        with_A = gram(self.HX, self._WHX)
+        if self.problem.form.rows.orthonormal:
+            T = np.eye(p + 1)
             T[:, p] = self.z
-            return with_A, HX.mT @ HX + self.of_rest**2 * (T.mT @ problem.E @ T)
-        whole = torch.zeros_like(with_A)
+            return np.stack([with_A, gram(self.HX, self.HX) + self.of_rest**2 * (T.T @ self.problem.E @ T)])
+        whole = np.zeros_like(with_A)
         whole[:p, :p], whole[p, p] = self.M, self._ePe
-        return with_A, (whole - self.a * with_A) / self.b
+        return np.stack([with_A, (whole - self.a * with_A) / self.b])
 
-    def _jacobians(self, scales: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _jacobians(self) -> tuple[list[Tensor], list[Tensor]]:
         """The inputs of the three terms, and their derivatives with respect to each of them."""
-        fixed = self.problem.fixed
-        given, jacobians = [scales], [torch.zeros((3, 2), dtype=torch.float64, device=scales.device)]
-        if scales.requires_grad:
-            jacobians = [self._scale_jacobian()]
+        fixed, zero = self.problem.fixed, torch.zeros_like
+        by_theta = (
+            self._scale_jacobian() @ self.of_theta if self.theta.requires_grad else np.zeros((3, len(self.theta)))
+        )
+        given, jacobians = [self.theta], [self._like(by_theta)]
         if fixed.U.requires_grad or fixed.e.requires_grad:
-            Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.M_inverse
-            zero = torch.zeros_like
+            Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.gamma_cov
             given += [fixed.U, fixed.e]
             jacobians.append(torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma)]))
             jacobians.append(torch.stack([zero(Py), zero(Py), 2.0 * Py]))
         return given, jacobians
 
-    def _scale_jacobian(self) -> Tensor:
+    def _scale_jacobian(self) -> np.ndarray:
         """∂(log|V|, log|U'V⁻¹U|, e'Pe)/∂(a, b), shape (3, 2)."""
-        problem, p = self.problem, self.problem.p
+        problem, p, N = self.problem, self.problem.p, self._second
         of_a, of_b = problem.reduction.slopes(self.a, self.b)
-        N = torch.stack(self._second)
-        first = self._ePe.new_tensor([of_a, of_b + problem.outside * self.of_rest])
-        return torch.stack([first, -(self.M_inverse * N[:, :p, :p]).sum((1, 2)), -N[:, p, p]])
+        of_M = -(self.M_inverse * N[:, :p, :p]).sum((1, 2))
+        return np.stack([np.array([of_a, of_b + problem.outside * self.of_rest]), of_M, -N[:, p, p]])
 
     # ---- average information -----------------------------------------------------------------------------------------
 
     def working_variates(self) -> Tensor:
         r"""[ȧ_k, ḃ_k], the coefficients of V̇_k P y on (APy, Py), shape (2, k)."""
-        V, theta = self.problem.V, self.theta.detach().requires_grad_()
-        with torch.enable_grad():
-            scales = self.problem.scales(theta)
-            rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
-                    for s in scales]  # fmt: skip
-        zero = torch.zeros_like(theta)
-        return torch.stack([zero if row is None else row for row in rows])[:, V.free_index].to(self.z)
+        return self._like(self.of_theta[:, self.problem.V.free_index])
 
     def inner(self, rhs: Tensor) -> Tensor:
-        problem, p, Hc, z = self.problem, self.problem.p, self.Hc[:, None], self.z
-        N, WHc = torch.stack(self._second), self._WHX[:, p:]
+        problem, p, Hc, WHc = self.problem, self.problem.p, self.Hc[:, None], self._WHX[:, -1:]
         BHc = WHc if problem.form.rows.orthonormal else problem.reduction.times(Hc)
-        HHc, HBHc = self.H(torch.cat([Hc, BHc], dim=1)).split(1, dim=1)
-        aa, ab = (WHc * HBHc).sum(), (WHc * HHc).sum()
+        (_, bb), (aa, ab) = gram(torch.cat([Hc, WHc], dim=1), self.H(torch.cat([BHc, Hc], dim=1)))
         if problem.form.rows.orthonormal:
-            bb = (Hc * HHc).sum() + self.of_rest**3 * (z @ problem.E @ z)
+            bb += self.of_rest**3 * (self.z @ problem.E @ self.z)
         else:
-            bb = (N[1, p, p] - self.a * ab) / self.b
-        n = N[:, :p, p]
-        K = torch.stack([aa, ab, ab, bb]).reshape(2, 2) - n @ self.M_inverse @ n.mT
+            bb = (self._second[1, p, p] - self.a * ab) / self.b
+        n = self._second[:, :p, p]
+        K = self._like(np.array([[aa, ab], [ab, bb]]) - n @ self.M_inverse @ n.T)
         return rhs.mT @ K @ rhs
 
     # ---- rows --------------------------------------------------------------------------------------------------------
@@ -261,12 +271,12 @@ class SpectralEvaluation(Evaluation):
 
     def project(self, rhs: Tensor) -> Tensor:
         c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
-        d = self.M_inverse @ self._UtVi(c, left)
+        d = self.gamma_cov @ self._UtVi(c, left)
         return self._rows(self.H(c) - self.HC_U @ d, left - self.problem.U_left @ d)
 
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
         c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
-        fitted = torch.linalg.solve_triangular(self.L, self._UtVi(c, left), upper=False)
+        fitted = torch.linalg.solve_triangular(self._like(self.L), self._UtVi(c, left), upper=False)
         squares = self.of_span * (c * self.H(c)).sum(0) + self.of_rest * left.square().sum(0)
         return squares - fitted.square().sum(0)
 
@@ -277,6 +287,6 @@ class SpectralEvaluation(Evaluation):
         q, parts = term.G.shape[0], []
         for first in range(0, q, COLUMNS_AT_ONCE):
             x = self.problem.reduction.rotate(unit_columns(self.Hc, q, first))
-            fitted = torch.linalg.solve_triangular(self.L, self.a * self.HC_U.mT @ x, upper=False)
+            fitted = torch.linalg.solve_triangular(self._like(self.L), self.a * self.HC_U.mT @ x, upper=False)
             parts.append(self.a * (1.0 - self.b * (x * self.H(x)).sum(0)) - fitted.square().sum(0))
         return torch.cat(parts)
