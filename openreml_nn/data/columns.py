@@ -84,8 +84,10 @@ def tidy_like(new: pd.DataFrame, fitted: pd.DataFrame, names: Iterable[str]) -> 
     if gaps.any():
         found = _counts({str(name): int(count) for name, count in gaps.items()})
         raise ValueError(f"Missing values in {found} of the new rows. Fill them in, or leave these rows out.")
-    return pd.DataFrame({name: _tidy_like(new[name].reset_index(drop=True), fitted[name], name) for name in names},
-                        index=range(len(new)))
+    return pd.DataFrame(
+        {name: _tidy_like(new[name].reset_index(drop=True), fitted[name], name) for name in names},
+        index=range(len(new)),
+    )
 
 
 def is_factor(column: pd.Series) -> bool:
@@ -93,13 +95,19 @@ def is_factor(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype)
 
 
+def is_coded(column: pd.Series) -> bool:
+    """Whether a column of a table becomes a factor."""
+    return not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype)
+
+
 def _tidy(column: pd.Series) -> pd.Series:
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.remove_unused_categories()
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+    if not is_coded(column):
         integer = pd.api.types.is_integer_dtype(column.dtype)
-        return pd.Series(column.to_numpy(column.dtype if isinstance(column.dtype, np.dtype) else
-                                         np.int64 if integer else np.float64))
+        return pd.Series(
+            column.to_numpy(column.dtype if isinstance(column.dtype, np.dtype) else np.int64 if integer else np.float64)
+        )
     kinds = {type(value) for value in column} if column.dtype == object else set()
     return pd.Series(pd.Categorical(column.astype(str) if len(kinds) > 1 else column))
 

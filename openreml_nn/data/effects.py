@@ -24,7 +24,7 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.data.columns import require_columns, split_columns
 from openreml_nn.data.factors import Factor, dummy
-from openreml_nn.data.formulas import Design, columns_of, design, parse_design
+from openreml_nn.data.formulas import Design, columns_of, design, levels_in, parse_design
 from openreml_nn.data.kernels import Kernel
 from openreml_nn.data.terms import Structure, Term
 
@@ -76,6 +76,11 @@ class Effects:
         if not self.cells:
             return self.design.names
         return [":".join(part) for part in itertools.product(*(cell.labels for cell in self.cells))]
+
+    @property
+    def size(self) -> int:
+        """Number of effects of all groups."""
+        return len(self.effects) * (1 if self.groups is None else len(self.groups))
 
     def Z(self, frame: pd.DataFrame, *, unseen: bool = False) -> IncidenceMatrix:
         """Design of the effects for rows of the fit or new ones; unknown levels give rows of zeros.
@@ -168,6 +173,14 @@ def columns_of_term(name: str, term: Term, table: pd.DataFrame) -> list[str]:
     require_columns(used, table, _where(name))
     used += columns_of(parse_design(term.design, _where(name)), table, _where(name))
     return list(dict.fromkeys(used))
+
+
+def coded_columns(term: Term, table: pd.DataFrame, name: str, groups: bool) -> list[list[str]]:
+    """Columns, or lists of columns, whose values are levels of a term; its groups only if they are wanted."""
+    specs = [term.groups] if groups and term.groups is not None else []
+    specs += [spec for spec, _ in _separable(term)]
+    factors = levels_in(parse_design(term.design, _where(name)), table)
+    return [split_columns(spec, table.columns) for spec in specs] + [[column] for column in factors]
 
 
 def make(structure: Structure, levels: Levels, name: str, what: str) -> Matrix:

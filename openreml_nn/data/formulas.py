@@ -18,8 +18,11 @@ from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.parser.types import Factor as Part
 from formulaic.transforms import TRANSFORMS
 
-from openreml_nn.data.columns import is_factor, require_columns
+from openreml_nn.data.columns import is_coded, is_factor, require_columns
 
+ROW_BY_ROW = frozenset(  # functions that give a row a value from that row alone
+    ("log", "log10", "log2", "exp", "exp10", "exp2", "C", "I", "Q", "Treatment", "Poly", "Sum", "Helmert", "Diff")
+)
 _RANDOM = "Random effects go into `random`, not into the formula."
 _BACKTICKS = re.compile(r"`([^`]+)`")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -106,6 +109,31 @@ def design(side: SimpleFormula, frame: pd.DataFrame, where: str) -> Design:
     _require_levels(matrix.model_spec, where)
     names = [str(name) for name in matrix.columns]
     return Design(names, _finite(matrix, where), matrix.model_spec, columns, where)
+
+
+def levels_in(side: SimpleFormula, table: pd.DataFrame) -> list[str]:
+    """Columns of which a formula uses the levels: factors, and numeric columns within ``C()``."""
+    used = []
+    for part in (part for term in side for part in term.factors):
+        names = [name for name in _names_in(part) if name in table.columns]
+        coded = part.expr.startswith("C(")
+        used += [name for name in names if coded or is_coded(table[name])]
+    return list(dict.fromkeys(used))
+
+
+def require_row_by_row(side: SimpleFormula, where: str) -> None:
+    """Raise a ValueError that names a part of a formula whose value in a row depends on other rows."""
+    for part in (part for term in side for part in term.factors):
+        if part.eval_method.value != "python":
+            continue
+        nodes = list(ast.walk(ast.parse(_BACKTICKS.sub("_", part.expr), mode="eval")))
+        calls = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        if not calls <= ROW_BY_ROW or any(getattr(node.value, "id", "") != "contr" for node in attributes):
+            raise ValueError(
+                f"{_start(where)} has {part.expr!r}, which may depend on all rows, and each process reads only its "
+                f"own. Make it a column of the table, or let each process read the whole table."
+            )
 
 
 def response(side: SimpleFormula, frame: pd.DataFrame) -> tuple[str, np.ndarray]:

@@ -7,6 +7,7 @@ names the column or the term.
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,17 @@ from torch import Tensor
 
 from openreml_nn.covariance import IncidenceMatrix, Matrix, Sum
 from openreml_nn.data.columns import complete_rows, log, require_columns, tidy, tidy_like
-from openreml_nn.data.effects import Effects, columns_of_term
-from openreml_nn.data.formulas import columns_of, design, parse_fixed, response
+from openreml_nn.data.effects import Effects, coded_columns, columns_of_term
+from openreml_nn.data.factors import Factor
+from openreml_nn.data.formulas import (
+    columns_of,
+    design,
+    levels_in,
+    parse_design,
+    parse_fixed,
+    require_row_by_row,
+    response,
+)
 from openreml_nn.data.residual import Residual, check_residual, is_plain
 from openreml_nn.data.tables import TableLike, read_table
 from openreml_nn.data.terms import Term, TermLike, as_term
@@ -77,6 +87,8 @@ class MixedModel:
     y: Tensor
     X: Tensor
     V: Matrix
+    effects: dict[str, Effects]
+    _residuals: dict[str, Residual]
 
     def __init__(
         self,
@@ -87,41 +99,175 @@ class MixedModel:
         missing: str = "error",
     ) -> None:
         whole = read_table(table)
-        whole = whole.set_axis([str(column) for column in whole.columns], axis=1)
         if len(whole) == 0:
             raise ValueError("The table has no rows.")
-        self.random = named_terms(random)
+        chosen, keep = self._specify(whole, fixed, random, residual, missing)
+        self._positions = np.flatnonzero(keep)
+        frame = tidy(chosen[keep])
+        self._learn(frame)
+        self._fill(frame)
+        self._check(len(frame), {})
+        check_residual(self.residual, frame)
+        if bool((self.y == self.y[0]).all()):
+            raise ValueError(_constant(self.response, float(self.y[0]), len(frame)))
+
+    @classmethod
+    def of_share(
+        cls,
+        table: pd.DataFrame,
+        fixed: str,
+        random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None,
+        residual: Mapping[str, Term] | Term | None,
+        missing: str,
+        own: Collection[str],
+        ranks: Ranks,
+    ) -> "MixedModel":
+        """The model of a table of which each of several processes has read some rows; all of them call this.
+
+        They exchange rows that together have every level, but for the groups of the terms in ``own``, and learn the
+        coding from them.
+
+        Args:
+            table: The rows of this process.
+            fixed: As for the class, without functions of all rows such as ``scale``.
+            random: As for the class.
+            residual: As for the class.
+            missing: As for the class.
+            own: Independent terms whose groups have all their records on one process; V gets those of this process.
+            ranks: The processes.
+
+        Raises:
+            ValueError: As for the class, on all processes together.
+        """
+        model = cls.__new__(cls)
+        chosen, keep = ranks.together(lambda: model._specify(table, fixed, random, residual, missing))
+        kept = chosen[keep].reset_index(drop=True)
+        few = kept[ranks.together(lambda: model._representatives(kept, own))]
+        coding = pd.concat(ranks.objects(few), ignore_index=True)
+        ranks.together(lambda: model._learn_share(tidy(coding), kept, own))
+        counts = {name: ranks.count(len(model.correlated[name].groups.observed)) for name in own}  # type: ignore[union-attr]
+        model._check(ranks.count(len(kept)), counts)
+        least, most = (-float(ranks.largest(-model.y.min())), float(ranks.largest(model.y.max())))
+        if least == most:
+            raise ValueError(_constant(model.response, most, ranks.count(len(kept))))
+        return model
+
+    @classmethod
+    def outline(
+        cls,
+        table: pd.DataFrame,
+        fixed: str,
+        random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None,
+        residual: Mapping[str, Term] | Term | None,
+    ) -> "MixedModel":
+        """A model of its terms alone, with a V that has their parameters; without y and X.
+
+        Args:
+            table: Rows that have every level on which a parameter of V depends.
+            fixed: As for the class.
+            random: As for the class.
+            residual: As for the class.
+        """
+        model = cls.__new__(cls)
+        chosen, keep = model._specify(table, fixed, random, residual, "drop")
+        model._positions = np.flatnonzero(keep)
+        model._learn_terms(tidy(chosen[keep]))
+        model.V = model._covariance(model._frame)
+        return model
+
+    def _representatives(self, kept: pd.DataFrame, own: Collection[str]) -> np.ndarray:
+        """Which rows to send to the others: the first one of each level that they need to know."""
+        if len(kept) == 0:
+            raise ValueError("There are no rows. Take fewer processes.")
+        require_row_by_row(self._sides[0], "the response")
+        require_row_by_row(self._sides[1], FIXED)
+        for name, term in (self.random | self.residual).items():
+            require_row_by_row(parse_design(term.design, f"term {name!r}"), f"term {name!r}")
+        chosen = np.zeros(len(kept), dtype=bool)
+        chosen[:2] = True
+        for columns in self._coded(kept, own):
+            chosen |= ~kept.duplicated(columns).to_numpy()
+        return chosen
+
+    def _coded(self, table: pd.DataFrame, own: Collection[str]) -> list[list[str]]:
+        """Columns, or lists of columns, whose values are levels, but for the groups of the terms in ``own``."""
+        lists = [[column] for column in levels_in(self._sides[1], table)]
+        for name, term in (self.random | self.residual).items():
+            lists += coded_columns(term, table, name, groups=name not in own)
+        return lists
+
+    def _learn_share(self, coding: pd.DataFrame, kept: pd.DataFrame, own: Collection[str]) -> None:
+        """Learn from rows of all processes that have all levels, and take up the rows of this one."""
+        self._positions = np.arange(len(kept))
+        self._learn(coding)
+        shared = {column for columns in self._coded(kept, own) for column in columns}
+        groups = {name: self.correlated[name].groups.columns for name in own}  # type: ignore[union-attr]
+        used = {column for columns in groups.values() for column in columns}
+        alone = sorted(used - shared)
+        frame = tidy_like(kept, coding, [str(column) for column in kept if column not in alone])
+        frame[alone] = tidy(kept[alone])
+        for name, columns in groups.items():
+            effects = copy(self.correlated[name])
+            effects.groups = Factor(columns, frame)
+            self._replace(name, effects)
+        check_residual(self.residual, frame)
+        self._fill(frame)
+
+    def _replace(self, name: str, effects: Effects) -> None:
+        """Take other effects for a term, without a change to a model that this one is a copy of."""
+        if name in self.effects:
+            self.effects = self.effects | {name: effects}
+            return
+        residual = copy(self._residuals[name])
+        residual.effects = effects
+        self._residuals = self._residuals | {name: residual}
+
+    def _specify(
+        self, whole: pd.DataFrame, fixed: str, random: Any, residual: Any, missing: str
+    ) -> tuple[pd.DataFrame, np.ndarray]:
+        """Read the formula and the terms; returns the columns that they use, and which rows to keep."""
+        whole = whole.set_axis([str(column) for column in whole.columns], axis=1)
+        self.fixed, self.random = fixed, named_terms(random)
         self.residual = {"residual": residual or Term()} if not isinstance(residual, Mapping) else dict(residual)
         _check_names(self.random, self.residual)
-
         left, right = parse_fixed(fixed, whole)
-        self._fixed_columns = columns_of(right, whole, FIXED)
+        self._sides, self._fixed_columns = (left, right), columns_of(right, whole, FIXED)
         used = [*columns_of(left, whole, "the response"), *self._fixed_columns]
         for name, term in (self.random | self.residual).items():
             used += columns_of_term(name, term, whole)
         chosen = whole[list(dict.fromkeys(used))]
         keep = complete_rows(chosen, missing)
-        frame = tidy(chosen[keep])
-        self.rows = whole.index[keep]
-        self.dropped = int((~keep).sum())
+        self.rows, self.dropped = whole.index[keep], int((~keep).sum())
+        return chosen, keep
 
-        self.fixed, self._frame = fixed, frame
-        self.response, values = response(left, frame)
-        self.y = _checked_response(values, self.response)
-        self._design = design(right, frame, FIXED)
-        self.X, self.x_names = torch.from_numpy(self._design.values), self._design.names
+    def _learn(self, frame: pd.DataFrame) -> None:
+        """Levels, codings and terms, from rows that have all levels."""
+        self._design = design(self._sides[1], frame, FIXED)
+        self.x_names = self._design.names
+        self._learn_terms(frame)
 
+    def _learn_terms(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
         self.effects = {name: Effects(name, term, frame) for name, term in self.random.items()}
-        plain = len(self.residual) == 1 and is_plain(next(iter(self.residual.values())))
-        for effects in self.effects.values():
-            check_random(effects, len(frame), plain)
-        check_residual(self.residual, frame)
-        self._positions = np.flatnonzero(keep)
         self._residuals = {name: Residual(name, term, frame) for name, term in self.residual.items()}
-        self.V = self._covariance()
 
-    def _covariance(self) -> Sum:
-        frame = self._frame
+    def _fill(self, frame: pd.DataFrame) -> None:
+        """y, X and V of some rows."""
+        self.response, values = response(self._sides[0], frame)
+        self.y = _checked_response(values, self.response)
+        same = frame is self._frame
+        self.X = torch.from_numpy(self._design.values if same else self._design.of(frame))
+        self.V = self._covariance(frame)
+
+    def _check(self, n: int, counts: Mapping[str, int]) -> None:
+        """Raise a ValueError that names a term whose variance cannot be told; ``counts`` are levels counted before."""
+        if n < 2:
+            raise ValueError(f"The response {self.response!r} has {n} value. A model needs at least two.")
+        plain = len(self.residual) == 1 and is_plain(next(iter(self.residual.values())))
+        for name, effects in self.effects.items():
+            check_random(effects, n, plain, counts.get(name))
+
+    def _covariance(self, frame: pd.DataFrame) -> Sum:
         return Sum(
             {name: effects.covariance(frame) for name, effects in self.effects.items()}
             | {name: residual.covariance(frame, self._positions) for name, residual in self._residuals.items()}
@@ -147,15 +293,10 @@ class MixedModel:
         part._frame = frame = self._frame.iloc[rows].reset_index(drop=True)
         part.y, part.X = self.y[rows], self.X[rows]
         part.rows, part._positions = self.rows[rows], self._positions[rows]
-        part.effects, part._residuals = dict(self.effects), dict(self._residuals)
         for name in own:
             effects, places[name] = self.correlated[name].only(frame)
-            if name in self.effects:
-                part.effects[name] = effects
-            else:
-                part._residuals[name] = copy(self._residuals[name])
-                part._residuals[name].effects = effects
-        part.V = part._covariance()
+            part._replace(name, effects)
+        part.V = part._covariance(frame)
         return part, places
 
     def design(self, new_table: TableLike, ranks: Ranks = ALONE) -> NewRows:
@@ -215,16 +356,17 @@ def named_terms(random: Mapping[str, TermLike] | Sequence[str | list[str]] | str
     return dict(zip(names, terms, strict=True))
 
 
-def check_random(effects: Effects, n: int, plain_residual: bool) -> None:
+def check_random(effects: Effects, n: int, plain_residual: bool, count: int | None = None) -> None:
     """Raise a ValueError that names a random term whose variance cannot be told from the mean or from the residual.
 
     Args:
         effects: The term over its table.
         n: Number of rows.
         plain_residual: Whether the residual is σ² I.
+        count: Number of groups with records; those of ``effects`` when left out.
     """
     name, term = effects.name, effects.term
-    count = 1 if effects.groups is None else len(effects.groups.observed)
+    count = count or (1 if effects.groups is None else len(effects.groups.observed))
     if effects.cells:
         if count * len(effects.effects) == 1:
             raise ValueError(f"Term {name!r} has one level of `within`, so that nothing varies. Leave the term out.")
@@ -271,12 +413,12 @@ def _check_names(random: Mapping[str, Term], residual: Mapping[str, Term]) -> No
                 raise ValueError(f"The {kind} terms {same[0]!r} and {name!r} are the same. Leave one out.")
 
 
+def _constant(name: str, value: float, n: int) -> str:
+    return f"The response {name!r} is constant ({value:g} in all {n} rows). Check the column."
+
+
 def _checked_response(values: np.ndarray, name: str) -> Tensor:
     y = torch.from_numpy(np.array(values, dtype=np.float64))
-    if len(y) < 2:
-        raise ValueError(f"The response {name!r} has {len(y)} value. A model needs at least two.")
-    if bool((y == y[0]).all()):
-        raise ValueError(f"The response {name!r} is constant ({float(y[0]):g} in all {len(y)} rows). Check the column.")
     if values.dtype != np.float64:
         log.warning("The response %r is %s and was converted to float64.", name, values.dtype)
     return y

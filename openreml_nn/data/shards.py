@@ -60,8 +60,7 @@ def share_rows(model: MixedModel, whole: Sequence[str], size: int, may_tear: boo
         ValueError: There are more processes than rows.
     """
     n = len(model.y)
-    if n < size:
-        raise ValueError(f"{size} processes cannot share {n} rows. Take at most {n} processes.")
+    require_rows(n, size)
     if whole:
         codes = [_codes(model, name) for name in whole]
         block = blocks_of_rows(n, codes)
@@ -76,6 +75,12 @@ def share_rows(model: MixedModel, whole: Sequence[str], size: int, may_tear: boo
         if not may_tear:
             return None
     return Shards(np.arange(n) * size // n, [], "rows")
+
+
+def require_rows(n: int, size: int) -> None:
+    """Raise a ValueError where there are more processes than rows."""
+    if n < size:
+        raise ValueError(f"{size} processes cannot share {n} rows. Take at most {n} processes.")
 
 
 def runs(counts: np.ndarray, size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from openreml_nn.data import MixedModel, Term, TermLike, read_table
 from openreml_nn.data.columns import complete_rows, tidy
 from openreml_nn.data.formulas import columns_of, parse_fixed, response
 from openreml_nn.data.shards import require_same_table, share_rows
+from openreml_nn.data.shared import SharedTable
 from openreml_nn.lightning.batches import Batch, NewRowsBatch, OneBatch
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.solvers import Ranks, choose_solver, processes
@@ -34,9 +35,12 @@ class MixedModelDataModule(L.LightningDataModule):
         missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out and counted.
         validation_table: Rows with a response, on which predictions are compared with it.
         predict_table: Rows to predict; levels of random terms may be new.
+        read: ``"whole"``: each process reads the table at once; ``"share"``: of a Parquet table each process reads only
+            the row groups that have its rows, and only when the Trainer begins. Functions of all rows, such as
+            ``scale``, are then refused in formulas.
 
     Attributes:
-        model: The `MixedModel` of the table.
+        model: The `MixedModel` of the table; with ``read="share"`` of the rows of this process, once they are read.
 
     Raises:
         ValueError: A table, the formula or a term cannot be used; the message names the column or term.
@@ -51,19 +55,31 @@ class MixedModelDataModule(L.LightningDataModule):
         missing: Literal["error", "drop"] = "error",
         validation_table: str | Path | pd.DataFrame | None = None,
         predict_table: str | Path | pd.DataFrame | None = None,
+        read: Literal["whole", "share"] = "whole",
     ) -> None:
         super().__init__()
+        if read not in ("whole", "share"):
+            raise ValueError(f"`read` must be 'whole' or 'share', got {read!r}.")
         self.table, self.fixed = table, fixed
         self._limit: int | float | None = None
-        self.model = MixedModel(table, fixed, random, residual, missing)
         self._tables = (validation_table, predict_table)
+        self.validation_rows: NewRowsBatch | None = None
+        self.predict_rows: NewRowsBatch | None = None
+        self._shared = None
+        if read == "share":
+            if isinstance(table, pd.DataFrame):
+                raise ValueError("`read='share'` needs the path of a Parquet table, got a DataFrame.")
+            self._shared = SharedTable(table, fixed, random, residual, missing)
+            self.model = self._shared.outline
+            return
+        self.model = MixedModel(table, fixed, random, residual, missing)
         self._whole = Batch(self.model.y, self.model.X, self.model.x_names)
         self._take(self.model, self._whole)
 
     @property
     def covariance(self) -> Matrix:
-        """V, the covariance of the records."""
-        return self.model.V
+        """V, the covariance of the records; with ``read="share"`` one with its parameters, for some other rows."""
+        return self.model.V if self._shared is None else self._shared.outline.V
 
     def describe(self) -> dict[str, str]:
         """The model in words, for loggers."""
@@ -78,30 +94,43 @@ class MixedModelDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Take the rows of this process; without rows to validate on, a fit has no validation."""
         ranks = processes()
-        if ranks.size > 1 or self.batch is not self._whole:
+        if self._shared is not None:
+            self._read(self._shared, ranks)
+        elif ranks.size > 1 or self.batch is not self._whole:
             self._share(ranks)
-        if stage == "fit" and self.validation_rows is None and self.trainer is not None:
+        if stage == "fit" and self._tables[0] is None and self.trainer is not None:
             self._limit = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0
 
+    def _read(self, table: SharedTable, ranks: Ranks) -> None:
+        """Read the rows of this process."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if not isinstance(module, REMLModule):
+            raise TypeError(f"`read='share'` needs a `REMLModule`, got {type(module).__name__}.")
+        share = table.share(module.asked_solver, ranks)
+        model, self.model = share.model, share.model
+        text = share.text + ("" if share.ranks.size > 1 or not share.text else _together(share.choice.solver.name))
+        self._take(model, Batch(model.y, model.X, model.x_names, model.V, share.ranks, text, share.choice))
+
     def _share(self, ranks: Ranks) -> None:
         """Take the rows of this process, or all of them."""
-        require_same_table(self.model, ranks)
         module = None if self.trainer is None else self.trainer.lightning_module
         if ranks.size == 1 or not isinstance(module, REMLModule):
             self._take(self.model, self._whole)
             return
+        require_same_table(self.model, ranks)
         V, n, size = self.model.V, len(self._whole.y), ranks.size
         choice = choose_solver(V, module.asked_solver, share=True)
         whole = choice.solver.whole_terms(V)
         shards = None if whole is None else share_rows(self.model, whole, size, choice.solver.may_tear)
         if shards is None:
-            name = module.objective.solver.name
-            text = f"{size} processes; each has all {n} rows, which the {name} solver needs together"
+            text = f"{size} processes; each has all {n} rows{_together(module.objective.solver.name)}"
             self._take(self.model, replace(self._whole, sharing=text))
             return
         part, places = self.model.part(np.flatnonzero(shards.owner == ranks.rank), shards.own)
-        batch = Batch(part.y, part.X, part.x_names, part.V, processes(places), shards.text(size), choice, self._whole)
+        batch = Batch(
+            part.y, part.X, part.x_names, part.V, ranks.owning(places), shards.text(size), choice, self._whole
+        )
         self._take(part, batch)
 
     def _take(self, model: MixedModel, batch: Batch) -> None:
@@ -148,3 +177,7 @@ class MixedModelDataModule(L.LightningDataModule):
         columns = table[columns_of(side, table, "the response")]
         complete_rows(columns, "error")
         return torch.from_numpy(response(side, tidy(columns))[1].astype(np.float64))
+
+
+def _together(solver: str) -> str:
+    return f", which the {solver} solver needs together"

@@ -166,6 +166,7 @@ class REMLModule(L.LightningModule):
             theta, evaluation = self.covariance.theta.detach(), self._evaluation
             if evaluation is None or not torch.equal(evaluation.theta, theta):
                 evaluation = self._evaluation = self._problem.evaluate(theta)
+            self._problem.V.set_theta(theta)  # one of this process's rows has its own parameters
             sharing = "" if self._fitted is None else self._fitted.sharing
             result = build_result(
                 self.objective, evaluation, self.history, self._x_names, self._seconds, sharing=sharing

@@ -41,6 +41,10 @@ class Ranks(ABC):
     sent: int = 0
 
     @abstractmethod
+    def owning(self, own: Iterable[str] | Mapping[str, np.ndarray | None]) -> "Ranks":
+        """The same processes, with these terms as ``own``."""
+
+    @abstractmethod
     def sums(self, *parts: Tensor) -> list[Tensor]:
         """The sum over the processes of each of some tensors, in one message; their gradients stay as they are."""
 
@@ -127,6 +131,9 @@ class Ranks(ABC):
 class Alone(Ranks):
     """One process that has all rows."""
 
+    def owning(self, own: Iterable[str] | Mapping[str, np.ndarray | None]) -> "Ranks":
+        return self
+
     def sums(self, *parts: Tensor) -> list[Tensor]:
         return list(parts)
 
@@ -166,6 +173,9 @@ class ProcessGroup(Ranks):
         self.group = group
         self.rank, self.size, self.sent = dist.get_rank(group), dist.get_world_size(group), 0
         self._first = 0 if group is None else dist.get_global_rank(group, 0)
+
+    def owning(self, own: Iterable[str] | Mapping[str, np.ndarray | None]) -> "Ranks":
+        return ProcessGroup(own, self.group)
 
     def sums(self, *parts: Tensor) -> list[Tensor]:
         total = _Sum.apply(self, torch.cat([part.reshape(-1) for part in parts]))
