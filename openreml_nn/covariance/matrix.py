@@ -51,6 +51,8 @@ class Matrix(nn.Module, ABC):
     """
 
     _intermediates: tuple[Tensor, Any] | None
+    _order: Tensor | None
+    _back: Tensor | None
 
     def __init__(
         self,
@@ -65,7 +67,9 @@ class Matrix(nn.Module, ABC):
         self._shape = (int(shape[0]), int(shape[1]))
         self._param_names = _checked_names(param_names, type(self).__name__)
         self._trans = _checked_transforms(trans, len(self._param_names), type(self).__name__)
-        self._groups, self._back = _groups_of_equal(self._trans)
+        self._groups, order = _groups_of_equal(self._trans)
+        self.register_buffer("_order", order, persistent=False)
+        self.register_buffer("_back", None if order is None else torch.argsort(order), persistent=False)
         self._grad_mode = "default"
         self.raw = _Box()
         self._register_parameters(start)
@@ -261,6 +265,11 @@ class Matrix(nn.Module, ABC):
         """Indices of the parameters that are not fixed."""
         return [i for i, p in enumerate(self.theta_parameters()) if p.requires_grad]
 
+    def free_columns(self, J: Tensor) -> Tensor:
+        """The columns of the free parameters of J, shape (m, k); J itself where none is fixed, without an index."""
+        free = self.free_index
+        return J if len(free) == self.num_params else J[:, free]
+
     def set_no_grad(
         self, index: int | Sequence[int] | None = None, param_name: str | Sequence[str] | None = None
     ) -> None:
@@ -359,7 +368,9 @@ class Matrix(nn.Module, ABC):
             return without(flat)
         if len(self._groups) == 1:
             return apply(self._groups[0][0], flat)
-        parts = torch.cat([apply(t, flat[index]) for t, index in self._groups])
+        grouped = flat if self._order is None else flat[self._order]
+        pieces = grouped.split([count for _, count in self._groups])
+        parts = torch.cat([apply(t, piece) for (t, _), piece in zip(self._groups, pieces, strict=True)])
         return parts if self._back is None else parts[self._back]
 
     def _transforms(self) -> list[Transform | None]:
@@ -403,7 +414,7 @@ class Matrix(nn.Module, ABC):
             return None, []
         self.reset_intermediates()
         flat = self._flat(params)
-        directions = torch.eye(self.num_params, dtype=flat.dtype, device=flat.device)[free]
+        directions = self.free_columns(torch.eye(self.num_params, dtype=flat.dtype, device=flat.device)).mT
         columns = torch.func.vmap(lambda d: torch.func.jvp(self.build, (flat,), (d,))[1])(directions)
         return columns, [self._param_names[i] for i in free]
 
@@ -530,13 +541,10 @@ def _checked_index(index: Any, count: int) -> set[int]:
     return set(given)
 
 
-def _groups_of_equal(
-    trans: list[Transform] | None,
-) -> tuple[list[tuple[Transform, slice | Tensor]], Tensor | None]:
-    """The different transforms with the parameters of each, so that each is applied once, and the way back.
+def _groups_of_equal(trans: list[Transform] | None) -> tuple[list[tuple[Transform, int]], Tensor | None]:
+    """The different transforms with the number of parameters of each, so that each is applied once, and their order.
 
-    Parameters are a slice where they follow each other. The way back is the place of each parameter when groups stand
-    one after the other; None where they are in order then.
+    The order is the parameters of the first transform, then those of the next; None where they stand so.
     """
     different: list[tuple[Transform, list[int]]] = []
     for i, t in enumerate(trans or []):
@@ -546,6 +554,4 @@ def _groups_of_equal(
         else:
             own.append(i)
     order = [i for _, own in different for i in own]
-    groups = [(t, slice(own[0], own[-1] + 1) if own[-1] - own[0] < len(own) else torch.tensor(own))
-              for t, own in different]  # fmt: skip
-    return groups, None if order == sorted(order) else torch.argsort(torch.tensor(order))
+    return [(t, len(own)) for t, own in different], None if order == sorted(order) else torch.tensor(order)

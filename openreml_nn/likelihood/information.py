@@ -25,7 +25,7 @@ def average_information(evaluation: Evaluation) -> Tensor:
 def fisher_information(evaluation: Evaluation) -> Tensor:
     r"""Expected information of the restricted likelihood, ½ tr(P V̇_k P V̇_j); one n × n matrix a parameter."""
     V, theta = evaluation.problem.V, evaluation.theta.detach()
-    directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[V.free_index]
+    directions = V.free_columns(torch.eye(len(theta), dtype=theta.dtype, device=theta.device)).mT
     PV = [evaluation.project(torch.func.jvp(V.build, (theta,), (d,))[1]) for d in directions]
     return 0.5 * torch.stack([torch.stack([(A * B.mT).sum() for B in PV]) for A in PV])
 

@@ -213,7 +213,7 @@ def along_free(V: Matrix, theta: Tensor, function: Callable[[Tensor], Tensor]) -
         (Jw,) = torch.autograd.grad(value, theta, w, create_graph=True) if value.requires_grad else (value,)
     if not free or not value.requires_grad or not Jw.requires_grad:
         return value.new_zeros((len(value), len(free)))
-    directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)[free]
+    directions = V.free_columns(torch.eye(len(theta), dtype=theta.dtype, device=theta.device)).mT
     return torch.func.vmap(lambda direction: torch.autograd.grad(Jw, w, direction)[0])(directions).mT
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from openreml_nn.covariance import AR1Matrix, Matrix, ScalarMatrix, UnconstrainedMatrix
 from openreml_nn.covariance.matrix import Params
-from openreml_nn.covariance.transform import Transform, TransformExp
+from openreml_nn.covariance.transform import TransformExp
 from openreml_nn.testing import LawBroken, check_matrix
 
 
@@ -173,8 +173,7 @@ class WrongSlope(TransformExp):
 
 class WrongTransGrad(Sound):
     def __init__(self) -> None:
-        super().__init__()
-        self._trans: list[Transform] | None = [WrongSlope()]
+        Matrix.__init__(self, (4, 4), ["sigma^2", "tau^2"], [WrongSlope()])
 
 
 class HiddenParameter(Sound):
