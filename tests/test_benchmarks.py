@@ -19,7 +19,9 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("script", ["benchmark_peers.py", "benchmark_scaling.py", "benchmark_dense.py"])
+@pytest.mark.parametrize(
+    "script", ["benchmark_peers.py", "benchmark_scaling.py", "benchmark_dense.py", "benchmark_head.py"]
+)
 def test_help(script: str) -> None:
     assert "--threads" in run(script, "--help")
 
@@ -39,3 +41,8 @@ def test_alpha_lattice_where_the_peer_is_not_installed(tmp_path: Path) -> None:
 def test_scaling_of_one_solver() -> None:
     said = run("benchmark_scaling.py", "--solver", "spectral", "--small", "--repeats", "1", "--threads", "1")
     assert "exponent" in said
+
+
+def test_every_variant_of_a_head() -> None:
+    said = run("benchmark_head.py", "--small", "--epochs", "1").splitlines()
+    assert [line.split("  ")[0] for line in said[:5]] == ["no head", "intercepts", "curves", "features", "crossed"]

@@ -80,20 +80,19 @@ def _centred(r: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool) -> Tensor | None:
-    G, q, m, p = term.effects.G, term.effects.num_levels, len(e), U.shape[1]
-    theta = G.theta.to(e.dtype)
-    S = G.common_block(theta, q)
-    blocks = G.level_blocks(theta, q) if S is None else S
-    if blocks is None:
+    effects, m, p = term.effects, len(e), U.shape[1]
+    if not effects.independent:
         return None
-    if not p and term.effects.num_effects == 1:
+    G, q, theta = effects.G, effects.num_levels, effects.G.theta.to(e.dtype)
+    if not p and effects.num_effects == 1:
         rows = torch.arange(m, device=e.device)
         place = term.codes.new_empty(q).scatter_(0, term.codes, rows)
         own = place.gather(0, term.codes)  # a row of each level stands for it: the levels at hand, without sorting
-        x = None if term.design is None else term.design[:, 0]
-        return OneEffect.apply(e, sigma2, (blocks if S is not None else blocks[term.codes]).reshape(-1), own, x, m)
+        S = G.mean_diagonal(theta) if effects.alike else G.diagonal(theta)[term.codes]
+        return OneEffect.apply(e, sigma2, S, own, None if term.design is None else term.design[:, 0], m)
     present, own = torch.unique(term.codes, return_inverse=True)
-    blocks = blocks[..., None] if S is not None else blocks[present].permute(1, 2, 0)
+    S = G.common_block(theta, q)
+    blocks = G.level_blocks(theta, q)[present].permute(1, 2, 0) if S is None else S[..., None]  # type: ignore[index]
     F = torch.cat([U, e[:, None]], dim=1)
     logdet_V, M = LevelTerms.apply(F, sigma2, blocks, own, term.design, len(present))
     L = torch.linalg.cholesky(M[:p, :p])

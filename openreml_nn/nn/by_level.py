@@ -21,7 +21,7 @@ from openreml_nn.solvers.small_blocks import eliminate, multiply
 class OneEffect(Function):
     r"""log|V| + r'V⁻¹r with one effect for each level, once differentiable with respect to r, σ² and S.
 
-    ``OneEffect.apply(r, sigma2, S, codes, x, L)`` takes r of shape (m,), σ² of shape (), S of shape (1,), or (L,) where
+    ``OneEffect.apply(r, sigma2, S, codes, x, L)`` takes r of shape (m,), σ² of shape (), S of shape (), or (L,) where
     each level has its own, the level of each row, shape (m,), below L, and the values of the effect, shape (m,), or
     None for ones. A level may be without rows. The gradient is cheap beside the value and is made with it.
     """
@@ -37,10 +37,11 @@ class OneEffect(Function):
         quadratic = r @ Vir
         if any(ctx.needs_input_grad):
             gS = A / D - NT * NT
-            gS = gS if len(S) > 1 else gS.sum(0, keepdim=True)
-            gs = (len(r) - quadratic - gS @ S) / sigma2
+            gS = gS if S.ndim else gS.sum()
+            gs = (len(r) - quadratic - (gS * S if not S.ndim else gS @ S)) / sigma2
             ctx.save_for_backward(Vir, gs, gS)
-        return (len(r) - L) * sigma2.log() + D.log().sum() + quadratic
+        deviance = D.log().sum() + quadratic
+        return deviance if len(r) == L else deviance + (len(r) - L) * sigma2.log()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -59,12 +60,8 @@ class LevelTerms(Function):
 
     @staticmethod
     def forward(ctx: Any, F: Tensor, sigma2: Tensor, S: Tensor, codes: Tensor, x: Tensor | None, L: int) -> Any:
-        columns = [None] if x is None else list(x.mT)
-        ones = torch.ones_like(F[:, 0])
-        rows = [ones if column is None else column for column in columns]
-        scaled = [F.mT if column is None else F.mT * column for column in columns]
-        A = torch.stack([torch.stack([_sums(codes, a if b is ones else a * b, L) for b in rows]) for a in rows])
-        T = torch.stack([torch.stack([_sums(codes, column, L) for column in part]) for part in scaled])
+        x = torch.ones_like(F[:, :1]) if x is None else x
+        A, T = _products_by_level(codes, x, x, L), _products_by_level(codes, x, F, L)
         K, N, logdet = eliminate(A, S / sigma2)
         KT = multiply(K, T)
         products = (F.mT @ F - sum(t @ k.mT for t, k in zip(T, KT, strict=True))) / sigma2
@@ -78,9 +75,8 @@ class LevelTerms(Function):
         a, H = grads
         gF = gS = gs = None
         if ctx.needs_input_grad[0]:
-            fitted = KT[:, :, codes]
-            fitted = fitted[0] if x is None else (fitted * x.mT[:, None]).sum(0)
-            gF = (F - fitted.mT) @ (H + H.mT) / sigma2
+            fitted = (x[:, :, None] * KT.permute(2, 0, 1)[codes]).sum(1)
+            gF = (F - fitted) @ (H + H.mT) / sigma2
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             NT = multiply(N, T) / sigma2
             HNT = torch.einsum("fg,sgl->sfl", H, NT)
@@ -90,6 +86,8 @@ class LevelTerms(Function):
         return gF, gs, gS, None, None, None
 
 
-def _sums(codes: Tensor, values: Tensor, count: int) -> Tensor:
-    """Σ of the values of each level, shape (count,)."""
-    return values.new_zeros(count).index_add_(0, codes, values)
+def _products_by_level(codes: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
+    """Σ left_i right_i' over the rows of each level, shape (columns of left, columns of right, count)."""
+    products = (left[:, :, None] * right[:, None]).flatten(1)
+    sums = products.new_zeros((count, products.shape[1])).index_add_(0, codes, products)
+    return sums.mT.reshape(left.shape[1], right.shape[1], count)

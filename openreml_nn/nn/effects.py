@@ -42,6 +42,8 @@ class Effects(nn.Module):
 
     Attributes:
         G: Covariance of all effects, of size s · q; element (a · q + l) is effect a of level l.
+        independent: Whether effects of different levels are uncorrelated at every θ.
+        alike: Whether moreover all levels have the same covariance.
 
     Raises:
         ValueError: Labels or names repeat, or the covariance has another size.
@@ -72,6 +74,9 @@ class Effects(nn.Module):
         if self.num_levels < 1:
             raise ValueError(f"`Effects` needs at least one level, got {self.num_levels}.")
         self.G = self._covariance(covariance)
+        theta = self.G.theta.detach()
+        self.alike = self.G.common_block(theta, self.num_levels) is not None
+        self.independent = self.alike or self.G.level_blocks(theta, self.num_levels) is not None
 
     def _covariance(self, given: Matrix | None) -> Matrix:
         q, s = self.num_levels, self.num_effects
@@ -88,13 +93,6 @@ class Effects(nn.Module):
             f"`Effects` with {q} levels and {s} effect{'s' * (s > 1)} needs a covariance of shape {need}, got "
             f"{given.shape}."
         )
-
-    @property
-    def independent(self) -> bool:
-        """Whether effects of different levels are uncorrelated at every θ."""
-        theta = self.G.theta.detach()
-        shared = self.G.common_block(theta, self.num_levels)
-        return shared is not None or self.G.level_blocks(theta, self.num_levels) is not None
 
     # ---- the vocabulary ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ its gradient reaches the network and θ in one backward pass.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -123,7 +124,8 @@ class MixedModelHead(nn.Module):
             groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
                 rows once.
         """
-        with torch.autocast(output.device.type, enabled=False):
+        device = output.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             r, X = self._against(output, y)
             restricted = self.method == "REML"
             if isinstance(groups, Rows) or self.mode == "exact":
@@ -268,7 +270,7 @@ class MixedModelHead(nn.Module):
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and X of an output: with features f is 0, without X has no columns; float64."""
         if self.mode != "features":
-            f = _column("The output", output)
+            f = _column("The output", output).to(torch.float64)
             return f, f.new_zeros((len(f), 0))
         if output.ndim != 2:
             raise ValueError(f"`MixedModelHead` needs features of shape (m, p), got {tuple(output.shape)}.")
@@ -306,7 +308,9 @@ class MixedModelHead(nn.Module):
 
 
 def _column(name: str, values: Tensor) -> Tensor:
-    """Values of shape (m,) or (m, 1) as float64 of shape (m,)."""
-    if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
+    """Values of shape (m,) or (m, 1) as shape (m,)."""
+    if values.ndim == 1:
+        return values
+    if values.ndim != 2 or values.shape[1] != 1:
         raise ValueError(f"{name} must be of shape (m,) or (m, 1), got {tuple(values.shape)}.")
-    return values.reshape(-1).to(torch.float64)
+    return values.reshape(-1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -89,6 +90,10 @@ class ClusterBatchSampler(Sampler[list[int]]):
         return self.count // self.num_replicas
 
     def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches())
+
+    def batches(self) -> Iterator[Tensor]:
+        """The batches of an epoch as index tensors, for data that are tensors: ``x[index]`` needs no DataLoader."""
         order, rows = np.arange(len(self.sizes)), self.rows
         if self.shuffle:
             generator = np.random.default_rng([self.seed, self.epoch])
@@ -102,7 +107,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
         first = np.searchsorted(slot, np.arange(self.count + 1))
         for batch in range(self.rank, self.count, self.num_replicas):
             chosen = order[first[batch] : first[batch + 1]]
-            yield rows[_ranges(self.starts[chosen], self.sizes[chosen])].tolist()
+            yield torch.from_numpy(rows[_ranges(self.starts[chosen], self.sizes[chosen])])
 
 
 def _slots(middles: np.ndarray, rows: int, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ def test_one_effect(shared, ones):
     codes, L = torch.tensor([0, 2, 0, 3, 2]), 5
     r = torch.randn(5, dtype=torch.float64, requires_grad=True)
     sigma2 = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    S = torch.rand(1 if shared else L, dtype=torch.float64).requires_grad_()
+    S = torch.rand(() if shared else L, dtype=torch.float64).requires_grad_()
     x = None if ones else torch.randn(5, dtype=torch.float64)
     z = torch.nn.functional.one_hot(codes, L) * (torch.ones(5) if x is None else x)[:, None].double()
     V = z @ torch.diag(S.expand(L)) @ z.mT + sigma2 * torch.eye(5, dtype=torch.float64)
@@ -47,8 +47,8 @@ def test_several_effects(shared, s):
 
 def test_no_variance_is_fine():
     codes, r = torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
-    one, zero = torch.ones((), dtype=torch.float64), torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64, requires_grad=True)
     value = OneEffect.apply(r, one, zero, codes, None, 2)
     assert value.item() == pytest.approx(14.0)
     value.backward()
-    assert zero.grad.tolist() == pytest.approx([2.0 + 1.0 - 9.0 - 9.0])
+    assert zero.grad.item() == pytest.approx(2.0 + 1.0 - 9.0 - 9.0)

@@ -90,6 +90,9 @@ def test_feeds_a_loader():
     loader = DataLoader(data, batch_sampler=ClusterBatchSampler(codes, 12))
     seen = [set(own.tolist()) for _, own in loader]
     assert sum(map(len, seen)) == len(set(codes.tolist()))
+    again = ClusterBatchSampler(codes, 12)
+    assert [batch.tolist() for batch in again.batches()] == list(ClusterBatchSampler(codes, 12))
+    assert again.epoch == 1
     assert loader.batch_sampler.sampler is loader.batch_sampler  # where Lightning sets the epoch
 
 
