@@ -77,8 +77,7 @@ class SpectralTraitsProblem(Problem):
         super().__init__(V, fixed)
         self.form, self.reduction, self.traits = form, reduction, form.traits
         self.eigenvalues = reduction.eigenvalues
-        both = self.into(torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach())
-        self.U, self.e = both[..., :-1], both[..., -1:]
+        self.F = self.into(torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach())
 
     def into(self, v: Tensor) -> Tensor:
         """Rows, shape (n t, m), as rotated blocks, shape (n, t, m)."""
@@ -122,8 +121,8 @@ class SpectralTraitsEvaluation(Evaluation):
                 f"V is not positive definite: λ Σ_g + Σ_e has no Cholesky factor at the eigenvalue λ = {worst:.3g} of "
                 f"the kernel. Is Σ_e positive definite, and the kernel positive semi-definite?"
             )
-        W = self._whiten(problem.U)
-        w = self._whiten(problem.e)[:, 0]
+        W = self._whiten(problem.F)
+        W, w = W[:, :p], W[:, p]
         Lm = torch.linalg.cholesky(W.mT @ W)
         Qh = solve_triangular(Lm, W.mT, upper=False).mT
         s = Qh.mT @ w
@@ -133,7 +132,8 @@ class SpectralTraitsEvaluation(Evaluation):
         self.gamma = solve_triangular(Lm.mT, s[:, None], upper=True)[:, 0]
         self.gamma_cov = torch.cholesky_solve(torch.eye(p, dtype=Lm.dtype, device=Lm.device), Lm)
         self.Qh = Qh
-        self.Q, self.Pe = self._unwhiten(Qh), self._unwhiten(r[:, None])[..., 0]
+        both = self._unwhiten(torch.cat([Qh, r[:, None]], dim=1))
+        self.Q, self.Pe = both[..., :p], both[..., p]
         logdet_V = 2.0 * self.L.diagonal(dim1=1, dim2=2).log().sum()
         return torch.stack([logdet_V, 2.0 * Lm.diagonal().log().sum(), r.square().sum()])
 
