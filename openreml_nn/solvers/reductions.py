@@ -70,7 +70,7 @@ class Source:
 
 
 class Reduction(ABC):
-    """A = Q B Q'.
+    """A = Q B Q'. Q is applied where the kernel is, B and what is factored are on the host.
 
     Attributes:
         source: What was reduced.
@@ -128,11 +128,11 @@ class DiagonalFactor:
 
 
 class SpectralDecomposition(Reduction):
-    """B = diag(λ), Q the eigenvectors; Q = I where they are None. It runs on any device."""
+    """B = diag(λ), Q the eigenvectors; Q = I where they are None. Products with Q run where the kernel is."""
 
     def __init__(self, source: Source, eigenvalues: Tensor, vectors: Tensor | None) -> None:
         self.source, self.size = source, len(eigenvalues)
-        self.eigenvalues, self.vectors = eigenvalues, vectors
+        self.eigenvalues, self.vectors = eigenvalues.cpu(), vectors
 
     def rotate(self, x: Tensor) -> Tensor:
         return x if self.vectors is None else self.vectors.mT @ x

@@ -81,7 +81,10 @@ def misfit(reduction: Reduction | None, source: Source) -> str | None:
 
 
 class SpectralProblem(Problem):
-    """[U e] in the coordinates of the reduction.
+    """[U e] in the coordinates of the reduction, on the host.
+
+    An evaluation costs so little that it runs there, wherever the data are: it reads θ from their device and sends ℓ,
+    score and information back. Rows stay on the device, and so does the product of a vector of rows with Q.
 
     Attributes:
         reduction: The reduced kernel, which further problems on it may use.
@@ -98,12 +101,12 @@ class SpectralProblem(Problem):
         self.U_left = left[:, :-1]
 
     def into(self, v: Tensor) -> Tensor:
-        """F'v, shape (size, m)."""
-        return self.reduction.rotate(self.form.rows.into(v))
+        """F'v on the host, shape (size, m)."""
+        return self.reduction.rotate(self.form.rows.into(v)).cpu()
 
     def out(self, c: Tensor) -> Tensor:
-        """F c, shape (n, m)."""
-        return self.form.rows.out(self.reduction.rotate_back(c))
+        """F c for c on the host, shape (n, m)."""
+        return self.form.rows.out(self.reduction.rotate_back(c.to(self.fixed.e)))
 
     def scales(self, theta: Tensor) -> tuple[float, float, np.ndarray]:
         """a, b, and their derivatives with respect to θ, shape (2, k)."""
@@ -113,8 +116,8 @@ class SpectralProblem(Problem):
         rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
                 for s in scales]  # fmt: skip
         J = torch.stack([torch.zeros_like(theta) if row is None else row for row in rows])
-        a, b = scales.tolist()
-        return a, b, host(J)
+        both = host(torch.cat([scales[:, None], J], dim=1))
+        return float(both[0, 0]), float(both[1, 0]), both[:, 1:]
 
     def evaluate(self, theta: Tensor | None = None) -> "SpectralEvaluation":
         return SpectralEvaluation(self, self.V.theta if theta is None else theta)
@@ -144,13 +147,15 @@ class SpectralEvaluation(Evaluation):
         with torch.no_grad():
             logdet_V = self._factor()
             logdet_M, self._ePe = self._fit()
-            given, jacobians = self._jacobians()
-        f = ClosedForm.apply(self._like([logdet_V, logdet_M, self._ePe]), "spectral", *jacobians, *given)
+            terms = np.column_stack([[logdet_V, logdet_M, self._ePe], self._theta_jacobian()])
+            f, of_theta = self._back(terms).split([1, len(theta)], dim=1)
+            given, jacobians = self._row_jacobians()
+        f = ClosedForm.apply(f[:, 0], "spectral", of_theta, *jacobians, theta, *given)
         self.logdet_V, self.logdet_XtViX, self.yPy = f[0], f[1] + problem.fixed.logdet_RtR, f[2]
 
-    def _like(self, x: "np.ndarray | list[float]") -> Tensor:
+    def _back(self, x: np.ndarray) -> Tensor:
         """A small matrix for PyTorch, where the data are."""
-        return torch.as_tensor(x, dtype=torch.float64, device=self.problem.C.device)
+        return torch.from_numpy(x).to(self.problem.fixed.e.device)
 
     # ---- factor, γ̂ and e'Pe ------------------------------------------------------------------------------------------
 
@@ -179,13 +184,20 @@ class SpectralEvaluation(Evaluation):
         self.M = G[:p, :p]
         self.L, self.M_inverse = np.linalg.cholesky(self.M), np.linalg.inv(self.M)
         self.z = z = np.append(-self.M_inverse @ G[:p, p], 1.0)
-        z[:p] -= self.M_inverse @ (self.of_span * gram(HX[:, :p], C @ self._like(z)) + self.of_rest * E[:p] @ z)
-        c = C @ self._like(z)
-        HX[:, p] = HX @ self._like(z)
+        z[:p] -= self.M_inverse @ (self.of_span * gram(HX[:, :p], C @ torch.from_numpy(z)) + self.of_rest * E[:p] @ z)
+        c = C @ torch.from_numpy(z)
+        HX[:, p] = HX @ torch.from_numpy(z)
         self.HX, self.HC_U, self.Hc = HX, HX[:, :p], HX[:, p]
-        self.gamma, self.gamma_cov = self._like(-z[:p]), self._like(self.M_inverse)
         ePe = self.of_span * float(c @ self.Hc) + self.of_rest * float(z @ E @ z)
         return 2.0 * float(np.log(self.L.diagonal()).sum()), ePe
+
+    @cached_property
+    def gamma(self) -> Tensor:  # type: ignore[override]
+        return self._back(-self.z[:-1])
+
+    @cached_property
+    def gamma_cov(self) -> Tensor:  # type: ignore[override]
+        return self._back(self.M_inverse)
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
@@ -207,19 +219,18 @@ class SpectralEvaluation(Evaluation):
         whole[:p, :p], whole[p, p] = self.M, self._ePe
         return np.stack([with_A, (whole - self.a * with_A) / self.b])
 
-    def _jacobians(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The inputs of the three terms, and their derivatives with respect to each of them."""
+    def _row_jacobians(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Those of U and e whose gradient is wanted, and the derivatives of the three terms with respect to them."""
         fixed, zero = self.problem.fixed, torch.zeros_like
-        by_theta = (
-            self._scale_jacobian() @ self.of_theta if self.theta.requires_grad else np.zeros((3, len(self.theta)))
-        )
-        given, jacobians = [self.theta], [self._like(by_theta)]
-        if fixed.U.requires_grad or fixed.e.requires_grad:
-            Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.gamma_cov
-            given += [fixed.U, fixed.e]
-            jacobians.append(torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma)]))
-            jacobians.append(torch.stack([zero(Py), zero(Py), 2.0 * Py]))
-        return given, jacobians
+        if not (fixed.U.requires_grad or fixed.e.requires_grad):
+            return [], []
+        Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.gamma_cov
+        of_U = torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma)])
+        return [fixed.U, fixed.e], [of_U, torch.stack([zero(Py), zero(Py), 2.0 * Py])]
+
+    def _theta_jacobian(self) -> np.ndarray:
+        """∂(log|V|, log|U'V⁻¹U|, e'Pe)/∂θ, shape (3, k); zeros where it is not wanted."""
+        return self._scale_jacobian() @ self.of_theta if self.theta.requires_grad else np.zeros((3, len(self.theta)))
 
     def _scale_jacobian(self) -> np.ndarray:
         """∂(log|V|, log|U'V⁻¹U|, e'Pe)/∂(a, b), shape (3, 2)."""
@@ -232,7 +243,7 @@ class SpectralEvaluation(Evaluation):
 
     def working_variates(self) -> Tensor:
         r"""[ȧ_k, ḃ_k], the coefficients of V̇_k P y on (APy, Py), shape (2, k)."""
-        return self._like(self.of_theta[:, self.problem.V.free_index])
+        return self._back(self.of_theta[:, self.problem.V.free_index])
 
     def inner(self, rhs: Tensor) -> Tensor:
         problem, p, Hc, WHc = self.problem, self.problem.p, self.Hc[:, None], self._WHX[:, -1:]
@@ -243,13 +254,13 @@ class SpectralEvaluation(Evaluation):
         else:
             bb = (self._second[1, p, p] - self.a * ab) / self.b
         n = self._second[:, :p, p]
-        K = self._like(np.array([[aa, ab], [ab, bb]]) - n @ self.M_inverse @ n.T)
+        K = self._back(np.array([[aa, ab], [ab, bb]]) - n @ self.M_inverse @ n.T)
         return rhs.mT @ K @ rhs
 
     # ---- rows --------------------------------------------------------------------------------------------------------
 
     def _rows(self, c: Tensor, left: Tensor) -> Tensor:
-        """V⁻¹v from H F'v and v⊥, shape (n, m)."""
+        """V⁻¹v from H F'v, on the host, and v⊥, shape (n, m)."""
         return self.of_span * self.problem.out(c) + self.of_rest * left
 
     @property
@@ -266,19 +277,19 @@ class SpectralEvaluation(Evaluation):
         return self._rows(self.H(self.problem.into(rhs)), self.problem.form.rows.rest(rhs))
 
     def _UtVi(self, c: Tensor, left: Tensor) -> Tensor:
-        """U'V⁻¹v from F'v and v⊥, shape (p, m)."""
-        return self.of_span * self.HC_U.mT @ c + self.of_rest * self.problem.U_left.mT @ left
+        """U'V⁻¹v on the host from F'v, there too, and v⊥, shape (p, m)."""
+        return self.of_span * self.HC_U.mT @ c + self.of_rest * (self.problem.U_left.mT @ left).cpu()
 
     def project(self, rhs: Tensor) -> Tensor:
         c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
-        d = self.gamma_cov @ self._UtVi(c, left)
-        return self._rows(self.H(c) - self.HC_U @ d, left - self.problem.U_left @ d)
+        d = torch.from_numpy(self.M_inverse) @ self._UtVi(c, left)
+        return self._rows(self.H(c) - self.HC_U @ d, left - self.problem.U_left @ d.to(left))
 
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
         c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
-        fitted = torch.linalg.solve_triangular(self._like(self.L), self._UtVi(c, left), upper=False)
-        squares = self.of_span * (c * self.H(c)).sum(0) + self.of_rest * left.square().sum(0)
-        return squares - fitted.square().sum(0)
+        fitted = torch.linalg.solve_triangular(torch.from_numpy(self.L), self._UtVi(c, left), upper=False)
+        reached = self.of_span * (c * self.H(c)).sum(0) - fitted.square().sum(0)
+        return reached.to(left) + self.of_rest * left.square().sum(0)
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
         """For A = WW' the effects are on the small side: ZG = aFQ', and a x'BHx = x'x − b x'Hx."""
@@ -286,7 +297,7 @@ class SpectralEvaluation(Evaluation):
             return super().explained_variance(term)
         q, parts = term.G.shape[0], []
         for first in range(0, q, COLUMNS_AT_ONCE):
-            x = self.problem.reduction.rotate(unit_columns(self.Hc, q, first))
-            fitted = torch.linalg.solve_triangular(self._like(self.L), self.a * self.HC_U.mT @ x, upper=False)
+            x = self.problem.reduction.rotate(unit_columns(self.problem.fixed.e, q, first)).cpu()
+            fitted = torch.linalg.solve_triangular(torch.from_numpy(self.L), self.a * self.HC_U.mT @ x, upper=False)
             parts.append(self.a * (1.0 - self.b * (x * self.H(x)).sum(0)) - fitted.square().sum(0))
-        return torch.cat(parts)
+        return torch.cat(parts).to(self.problem.fixed.e)
