@@ -76,7 +76,7 @@ class SpectralTraitsProblem(Problem):
     def __init__(self, V: Matrix, fixed: FixedEffects, form: TraitForm, reduction: SpectralDecomposition) -> None:
         super().__init__(V, fixed)
         self.form, self.reduction, self.traits = form, reduction, form.traits
-        self.eigenvalues = reduction.eigenvalues
+        self.eigenvalues = reduction.eigenvalues.to(fixed.e)
         self.F = self.into(torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach())
 
     def into(self, v: Tensor) -> Tensor:
