@@ -113,8 +113,8 @@ class SpectralProblem(Problem):
         theta = theta.detach().requires_grad_()
         with torch.enable_grad():
             scales = self.form.scales(self.V, theta)
-        rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
-                for s in scales]  # fmt: skip
+            rows = [torch.autograd.grad(s, theta, retain_graph=True, allow_unused=True)[0] if s.requires_grad else None
+                    for s in scales]  # fmt: skip
         J = torch.stack([torch.zeros_like(theta) if row is None else row for row in rows])
         both = host(torch.cat([scales[:, None], J], dim=1))
         return float(both[0, 0]), float(both[1, 0]), both[:, 1:]
