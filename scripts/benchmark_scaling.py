@@ -2,8 +2,9 @@
 
 Every series lets one size grow and holds the others. Told are seconds of preparing a problem once, and of one
 evaluation with its gradient and average information, medians of --repeats; and the exponents, the slopes of a straight
-line through the logarithms of size and seconds. Small sizes are dominated by what does not grow, so that their
-exponents are too low.
+line through the logarithms of size and seconds: with respect to what grows, and to the number of rows n and of variance
+parameters where these grow in another way. Small sizes are dominated by what does not grow, so that their exponents are
+too low.
 
     OMP_WAIT_POLICY=PASSIVE python scripts/benchmark_scaling.py [--solver NAME …] [--threads 2] [--repeats 3] [--small]
 """
@@ -73,20 +74,20 @@ def main() -> None:
             continue
         sizes = [size // 8 if size > 100 else size for size in series.sizes[:2]] if options.small else series.sizes
         print(f"\n{series.solver}: {series.what} ({series.held})")
-        print(f"{series.what:>26} {'n':>9} {'prepare':>10} {'evaluate':>10}")
-        prepares, evaluates = [], []
+        print(f"{series.what:>36} {'n':>9} {'parameters':>10} {'prepare':>10} {'evaluate':>10}")
+        rows = []
         for size in sizes:
-            n, prepare, evaluate = measure(series.model(size), series.solver, options.repeats)
-            prepares.append(prepare)
-            evaluates.append(evaluate)
-            print(f"{size:26d} {n:9d} {prepare:9.4f}s {evaluate:9.4f}s", flush=True)
-        if len(prepares) > 1:
-            slopes = [exponent(sizes, seconds) for seconds in (prepares, evaluates)]
-            print(f"{'exponent':>26} {'':9} {slopes[0]:10.2f} {slopes[1]:10.2f}", flush=True)
+            rows.append((size, *measure(series.model(size), series.solver, options.repeats)))
+            print("{:36d} {:9d} {:10d} {:9.4f}s {:9.4f}s".format(*rows[-1]), flush=True)
+        grown, n, parameters, *seconds = (list(column) for column in zip(*rows, strict=True))
+        for name, size in ((series.what, grown), ("n", n), ("parameters", parameters)):
+            if name == series.what or grows_otherwise(size, grown):
+                slopes = [exponent(size, taken) for taken in seconds]
+                print(f"{'exponent in ' + name:>36} {'':20} {slopes[0]:10.2f} {slopes[1]:10.2f}", flush=True)
 
 
-def measure(V: Matrix, solver: str, repeats: int) -> tuple[int, float, float]:
-    """Rows, and median seconds of preparing and of evaluating; each is done once before, to warm up."""
+def measure(V: Matrix, solver: str, repeats: int) -> tuple[int, int, float, float]:
+    """Rows, free parameters, median seconds of preparing and of evaluating; each is done once before, to warm up."""
     n = V.shape[0]
     generator = torch.Generator().manual_seed(1)
     y = torch.randn(n, generator=generator, dtype=torch.float64)
@@ -104,7 +105,12 @@ def measure(V: Matrix, solver: str, repeats: int) -> tuple[int, float, float]:
         average_information(evaluation)
         evaluates.append(time.perf_counter() - began)
         del problem, evaluation
-    return n, statistics.median(prepares[1:]), statistics.median(evaluates[1:])
+    return n, len(V.free_index), statistics.median(prepares[1:]), statistics.median(evaluates[1:])
+
+
+def grows_otherwise(size: list[int], grown: list[int]) -> bool:
+    """Whether a size grows, and not in proportion to another."""
+    return len(set(size)) > 1 and any(a * grown[0] != b * size[0] for a, b in zip(size, grown, strict=True))
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:
