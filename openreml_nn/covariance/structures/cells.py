@@ -31,7 +31,7 @@ class CellMatrix(IncidenceMatrix):
             raise ValueError(f"`CellMatrix` needs the effect of each of {n} rows, got shape {tuple(cells.shape)}.")
         if bool(((cells < 0) | (cells >= len(effects))).any()):
             raise ValueError(f"`CellMatrix` needs indices from 0 to {len(effects) - 1} for its effects.")
-        super().__init__(dummy.codes.clone(), dummy.levels, None, effects)
+        super().__init__(dummy.codes.clone(), dummy._labels, None, effects)
         self.register_buffer("cells", cells, persistent=False)
 
     def _value(self, effect: int, like: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class CellMatrix(IncidenceMatrix):
     def _places(self, rows: Tensor | None = None) -> Tensor:
         """The column of Z that holds the 1 of each row, or of the given ones."""
         cells, codes = (self.cells, self.codes) if rows is None else (self.cells[rows], self.codes[rows])
-        return cells * len(self.levels) + (codes.clamp(min=0) if self._some_unknown else codes)
+        return cells * self.num_levels + (codes.clamp(min=0) if self._some_unknown else codes)
 
     def _known(self, like: Tensor) -> Tensor:
         return (self.codes >= 0).to(like.dtype)
@@ -73,8 +73,9 @@ class CellMatrix(IncidenceMatrix):
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""
-        blocks = inner.level_blocks(inner_params, len(self.levels)) if self._few_pairs() else None
-        if blocks is None:
+        blocks = inner.level_blocks(inner_params, self.num_levels)
+        pairs = None if blocks is None else self._pairs_of_rows()
+        if blocks is None or pairs is None:
             return out.add_(self.sandwich(params, inner, inner_params))
-        i, j = self._pairs_of_rows()
+        i, j = pairs
         return out.index_put_((i, j), blocks[self.codes[i], self.cells[i], self.cells[j]], accumulate=True)

@@ -6,6 +6,7 @@ index: column a · L + l is effect a of level l of L.
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from openreml_nn.covariance.levels import Levels, tensor_of
 from openreml_nn.covariance.matrix import Matrix
+
+SPREAD = 4  # integers that span so many times their number are counted
 
 
 class IncidenceMatrix(Matrix):
@@ -30,13 +33,23 @@ class IncidenceMatrix(Matrix):
     codes: Tensor
     values: Tensor | None
 
-    def __init__(self, codes: Tensor, levels: Sequence[str], values: Tensor | None, effects: Sequence[str]) -> None:
+    def __init__(self, codes: Tensor, levels: Sequence[Any], values: Tensor | None, effects: Sequence[str]) -> None:
         super().__init__((len(codes), len(levels) * len(effects)), [])
-        self.levels, self.effects = list(levels), list(effects)
+        self._labels, self.effects = list(levels), list(effects)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("values", values, persistent=False)
         self._some_unknown = bool((codes < 0).any())
-        self._pairs: tuple[Tensor, Tensor] | None = None
+        self._pairs: tuple[torch.device, tuple[Tensor, Tensor] | None] | None = None
+
+    @cached_property
+    def levels(self) -> list[str]:
+        """Labels of the levels, in order; made when they are asked for, since there may be many."""
+        return [str(label) for label in self._labels]
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self._labels)
 
     def _value(self, effect: int, like: Tensor) -> Tensor | None:
         """Values of one effect, shape (n,), 0 in rows of no level; None where all are 1."""
@@ -48,13 +61,16 @@ class IncidenceMatrix(Matrix):
 
     def effect_values(self, like: Tensor) -> Tensor:
         """Values of all effects, shape (n, s), 0 in rows of no level."""
+        if self.values is not None and not self._some_unknown:
+            return self.values.to(like.dtype)
         ones = torch.ones(self.shape[0], dtype=like.dtype, device=self.codes.device)
         values = [self._value(a, like) for a in range(len(self.effects))]
         return torch.stack([ones if value is None else value for value in values], dim=1)
 
     def _column(self, effect: int) -> Tensor:
         """Column of Z that holds the value of each row, shape (n,)."""
-        return self.codes.clamp(min=0) + effect * len(self.levels)
+        known = self.codes.clamp(min=0) if self._some_unknown else self.codes
+        return known + effect * self.num_levels if effect else known
 
     def where(self, keep: Tensor) -> "IncidenceMatrix":
         """The same with rows of zeros where ``keep``, shape (n,), is False."""
@@ -72,7 +88,7 @@ class IncidenceMatrix(Matrix):
         return Z
 
     def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        level, effect = columns % len(self.levels), columns // len(self.levels)
+        level, effect = columns % self.num_levels, columns // self.num_levels
         return (self.codes[rows] == level) * self.effect_values(params)[rows, effect]
 
     def diagonal(self, params: Tensor) -> Tensor:
@@ -92,7 +108,7 @@ class IncidenceMatrix(Matrix):
         for a in range(len(self.effects)):
             value = self._value(a, rhs)
             part = rhs if value is None else value[:, None] * rhs
-            empty = part.new_zeros((len(self.levels), rhs.shape[1]))
+            empty = part.new_zeros((self.num_levels, rhs.shape[1]))
             parts.append(empty.index_add(0, self._column(0), part))
         return torch.cat(parts)
 
@@ -112,7 +128,7 @@ class IncidenceMatrix(Matrix):
         return self.sandwich_entries(params, inner, inner_params, rows, rows)
 
     def sandwich_mean_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
-        block = inner.common_block(inner_params, len(self.levels))
+        block = inner.common_block(inner_params, self.num_levels)
         if block is None:
             return super().sandwich_mean_diagonal(params, inner, inner_params)
         if self.values is None and len(self.effects) == 1 and not self._some_unknown:
@@ -124,8 +140,8 @@ class IncidenceMatrix(Matrix):
         self, params: Tensor, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor
     ) -> Tensor:
         """Through the blocks of G where effects of different levels are uncorrelated, so that G is not formed."""
-        common = inner.common_block(inner_params, len(self.levels))
-        blocks = inner.level_blocks(inner_params, len(self.levels)) if common is None else common
+        common = inner.common_block(inner_params, self.num_levels)
+        blocks = inner.level_blocks(inner_params, self.num_levels) if common is None else common
         if blocks is None:
             return self._entries_by_effects(inner, inner_params, rows, columns)
         level, other = self.codes[rows], self.codes[columns]
@@ -153,10 +169,11 @@ class IncidenceMatrix(Matrix):
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""
-        blocks = inner.level_blocks(inner_params, len(self.levels)) if self._few_pairs() else None
-        if blocks is None:
+        blocks = inner.level_blocks(inner_params, self.num_levels)
+        pairs = None if blocks is None else self._pairs_of_rows()
+        if blocks is None or pairs is None:
             return super().add_sandwich_to(out, params, inner, inner_params)
-        i, j = self._pairs_of_rows()
+        i, j = pairs
         level = self.codes[i]
         if self.values is None:
             return out.index_put_((i, j), blocks[:, 0, 0][level], accumulate=True)
@@ -164,16 +181,14 @@ class IncidenceMatrix(Matrix):
         left = torch.einsum("na,nab->nb", x, blocks[self.codes.clamp(min=0)])
         return out.index_put_((i, j), (left[i] * x[j]).sum(1), accumulate=True)
 
-    def _few_pairs(self) -> bool:
-        sizes = torch.bincount(self.codes[self.codes >= 0], minlength=1)
-        return 8 * int(sizes.square().sum()) <= self.shape[0] ** 2
-
-    def _pairs_of_rows(self) -> tuple[Tensor, Tensor]:
-        """All pairs (i, j) of rows of the same level; kept, because they depend on the codes alone."""
-        if self._pairs is None or self._pairs[0].device != self.codes.device:
+    def _pairs_of_rows(self) -> tuple[Tensor, Tensor] | None:
+        """All pairs (i, j) of rows of the same level, None for many; kept, because they depend on the codes alone."""
+        if self._pairs is None or self._pairs[0] != self.codes.device:
+            sizes = torch.bincount(self.codes[self.codes >= 0], minlength=1)
+            few = 8 * int(sizes.square().sum()) <= self.shape[0] ** 2
             with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later gradient
-                self._pairs = _pairs_of_equal(self.codes, len(self.levels))
-        return self._pairs
+                self._pairs = (self.codes.device, _pairs_of_equal(self.codes, self.num_levels) if few else None)
+        return self._pairs[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_pairs": None}
@@ -215,11 +230,6 @@ class DummyMatrix(IncidenceMatrix):
             codes, labels = _recode(codes, labels, [str(level) for level in levels], unknown)
         super().__init__(torch.from_numpy(codes), labels, None, ["(Intercept)"])
 
-    @property
-    def num_levels(self) -> int:
-        """Number of levels."""
-        return len(self.levels)
-
 
 class KhatriRaoMatrix(IncidenceMatrix):
     r"""Z of random slopes: row i is x_i ⊗ z_i, x_i its s covariates and z_i its row of a `DummyMatrix`.
@@ -245,7 +255,7 @@ class KhatriRaoMatrix(IncidenceMatrix):
         names = [f"x{a}" for a in range(x.shape[1])] if effects is None else list(effects)
         if len(names) != x.shape[1]:
             raise ValueError(f"`KhatriRaoMatrix` needs {x.shape[1]} names of effects, got {len(names)}.")
-        super().__init__(dummy.codes.clone(), dummy.levels, x, names)
+        super().__init__(dummy.codes.clone(), dummy._labels, x, names)
 
 
 def _pairs_of_equal(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -266,21 +276,38 @@ def pairs_within(level: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return left, first.repeat_interleave(size) + step
 
 
-def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, list[str]]:
+def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:
     """Codes and labels of one factor, levels sorted, or in the order of the categories of a categorical."""
     if isinstance(factor, Tensor):
         factor = factor.detach().cpu().numpy()
-    column = pd.Series(factor).reset_index(drop=True)
+    column = pd.Series(factor)
     if column.isna().any():
         raise ValueError(f"`DummyMatrix` got {int(column.isna().sum())} missing values in factor {column.name!r}.")
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column if full else column.cat.remove_unused_categories()
-        return column.cat.codes.to_numpy(np.int64), [str(c) for c in column.cat.categories]
+        return column.cat.codes.to_numpy(np.int64), list(column.cat.categories)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "i":
+        found = _codes_of_integers(column.to_numpy())
+        if found is not None:
+            return found
     codes, unique = pd.factorize(column, sort=True)
-    return codes.astype(np.int64), [str(u) for u in unique]
+    return codes.astype(np.int64), list(unique)
 
 
-def _codes_of_combination(parts: list[tuple[np.ndarray, list[str]]], full: bool) -> tuple[np.ndarray, list[str]]:
+def _codes_of_integers(values: np.ndarray) -> tuple[np.ndarray, Sequence[int]] | None:
+    """Codes and labels of integers by counting, several times as fast as by hashes; None where they are far apart."""
+    first, last = (int(values.min()), int(values.max())) if len(values) else (0, -1)
+    if last - first > SPREAD * len(values):
+        return None
+    place = values.astype(np.int64) - first
+    seen = np.zeros(last - first + 1, dtype=bool)
+    seen[place] = True
+    return (np.cumsum(seen) - 1)[place], (np.flatnonzero(seen) + first).tolist()
+
+
+def _codes_of_combination(
+    parts: list[tuple[np.ndarray, Sequence[Any]]], full: bool
+) -> tuple[np.ndarray, Sequence[Any]]:
     codes, labels = parts[0]
     for more, names in parts[1:]:
         if len(more) != len(codes):
@@ -288,11 +315,12 @@ def _codes_of_combination(parts: list[tuple[np.ndarray, list[str]]], full: bool)
         both = codes * len(names) + more
         present = np.arange(len(labels) * len(names)) if full else np.unique(both)
         codes = both if full else np.searchsorted(present, both)
-        labels = [f"{labels[c // len(names)]}:{names[c % len(names)]}" for c in present.tolist()]
+        labels = [f"{labels[c // len(names)]!s}:{names[c % len(names)]!s}" for c in present.tolist()]
     return codes, labels
 
 
-def _recode(codes: np.ndarray, labels: list[str], levels: list[str], unknown: str) -> tuple[np.ndarray, list[str]]:
+def _recode(codes: np.ndarray, found: Sequence[Any], levels: list[str], unknown: str) -> tuple[np.ndarray, list[str]]:
+    labels = [str(label) for label in found]
     if len(set(levels)) != len(levels):
         raise ValueError("`DummyMatrix` needs levels without repetition.")
     place = {label: i for i, label in enumerate(levels)}
