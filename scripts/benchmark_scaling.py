@@ -75,14 +75,17 @@ def main() -> None:
         sizes = [size // 8 if size > 100 else size for size in series.sizes[:2]] if options.small else series.sizes
         print(f"\n{series.solver}: {series.what} ({series.held})")
         print(f"{series.what:>36} {'n':>9} {'parameters':>10} {'prepare':>10} {'evaluate':>10}")
-        rows = []
-        for size in sizes:
-            rows.append((size, *measure(series.model(size), series.solver, options.repeats)))
-            print("{:36d} {:9d} {:10d} {:9.4f}s {:9.4f}s".format(*rows[-1]), flush=True)
-        grown, n, parameters, *seconds = (list(column) for column in zip(*rows, strict=True))
-        for name, size in ((series.what, grown), ("n", n), ("parameters", parameters)):
-            if name == series.what or grows_otherwise(size, grown):
-                slopes = [exponent(size, taken) for taken in seconds]
+        found = [measure(series.model(size), series.solver, options.repeats) for size in sizes]
+        for size, (n, k, prepare, evaluate) in zip(sizes, found, strict=True):
+            print(f"{size:36d} {n:9d} {k:10d} {prepare:9.4f}s {evaluate:9.4f}s")
+        seconds = [[taken[part] for taken in found] for part in (2, 3)]
+        for name, grown in (
+            (series.what, sizes),
+            ("n", [n for n, *_ in found]),
+            ("parameters", [k for _, k, *_ in found]),
+        ):
+            if grown is sizes or grows_otherwise(grown, sizes):
+                slopes = [exponent(grown, taken) for taken in seconds]
                 print(f"{'exponent in ' + name:>36} {'':20} {slopes[0]:10.2f} {slopes[1]:10.2f}", flush=True)
 
 
