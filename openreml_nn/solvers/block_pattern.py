@@ -106,8 +106,8 @@ def linking_designs(V: Matrix) -> list[tuple[str, IncidenceMatrix]] | str:
                 return (f"it needs operands that are diagonal or `CovariancePropagation(Z, G)` with level codes as Z, "
                         f"and {what} is a {type(operand).__name__}.")  # fmt: skip
             g = operand.split(own)[1]
-            if not _is_exchangeable(operand.G, g, len(operand.Z.levels)) and (
-                operand.G.level_blocks(g, len(operand.Z.levels)) is None
+            if not _is_exchangeable(operand.G, g, operand.Z.num_levels) and (
+                operand.G.level_blocks(g, operand.Z.num_levels) is None
             ):
                 return f"it needs effects that are correlated only within a level, and those of {what} are not."
             designs.append((name, operand.Z))
@@ -212,7 +212,7 @@ def _kinds_of_rows(V: Matrix) -> list[np.ndarray]:
             if type(Z) not in (DummyMatrix, KhatriRaoMatrix, CellMatrix):
                 kinds.append(row)
             codes = _numpy(Z.codes)
-            kinds.append(codes < 0 if _is_exchangeable(operand.G, g, len(Z.levels)) else codes)
+            kinds.append(codes < 0 if _is_exchangeable(operand.G, g, Z.num_levels) else codes)
             if isinstance(Z, CellMatrix):
                 kinds.append(_numpy(Z.cells))
             elif Z.values is not None:

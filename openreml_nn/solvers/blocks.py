@@ -133,8 +133,9 @@ class BlockEvaluation(Evaluation):
         return torch.cat(parts, dim=1)[:, pattern.place].mT
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
-        Z, L = term.Z, len(term.Z.levels)  # type: ignore[arg-type]
+        Z = term.Z
         assert isinstance(Z, IncidenceMatrix)
+        L = Z.num_levels
         blocks = term.G.level_blocks(term.G_params, L)
         assert blocks is not None
         by_effect = blocks.transpose(0, 1).reshape(-1, blocks.shape[2])

@@ -187,7 +187,7 @@ def _rows_of(Z: Matrix | None, K: Tensor | None, n: int) -> tuple[Rows, Source]:
         rows = LevelRows(torch.arange(n, device=None if K is None else K.device), None, n)
         return rows, Source("kernel", (K, rows.D))
     if isinstance(Z, IncidenceMatrix) and len(Z.effects) == 1:
-        rows = LevelRows(Z.codes, None if Z.values is None else Z.values[:, 0], len(Z.levels))
+        rows = LevelRows(Z.codes, None if Z.values is None else Z.values[:, 0], Z.num_levels)
         return rows, Source("kernel", (K, rows.D))
     W = Z.values if isinstance(Z, SimpleMatrix) else Z.build(Z.theta.detach())
     if K is not None:

@@ -160,11 +160,11 @@ def _columns(Z: Matrix) -> Tensor | None:
     if not isinstance(Z, IncidenceMatrix) or bool((Z.codes < 0).any()):
         return None
     if isinstance(Z, CellMatrix):
-        return Z.cells * len(Z.levels) + Z.codes
+        return Z.cells * Z.num_levels + Z.codes
     if Z.values is None:
         return Z.codes
     one_hot = isinstance(Z, KhatriRaoMatrix) and all(map(_one_in_each_row, (Z.values[:FEW], Z.values)))
-    return Z.values.argmax(1) * len(Z.levels) + Z.codes if one_hot else None
+    return Z.values.argmax(1) * Z.num_levels + Z.codes if one_hot else None
 
 
 def _one_in_each_row(x: Tensor) -> bool:
