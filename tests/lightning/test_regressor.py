@@ -54,7 +54,7 @@ def loader(data, size=50):
 
 def test_trains_validates_predicts(trainer):
     data, new, module = Visits(), Visits(60, seed=1), regressor()
-    run = trainer(max_epochs=60, callbacks=[])
+    run = trainer(max_epochs=40, callbacks=[])
     run.fit(module, loader(data), DataLoader(new, batch_size=20))
     logged = dict(run.callback_metrics)
     assert logged["val/mse"] < 0.3

@@ -87,6 +87,11 @@ class Case:
                 p.copy_(0.4 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         return head
 
+    def first(self, count: int) -> "Case":
+        """The case with its first rows alone."""
+        index = torch.arange(count)
+        return Case(self.name, self.f.detach()[index].requires_grad_(), self.y[index], self.rows(index))
+
     def rows(self, index: Tensor) -> dict[str, Any]:
         """The levels of some rows."""
         return {name: tuple(part[index] for part in own) if isinstance(own, tuple) else own[index]

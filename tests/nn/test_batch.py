@@ -49,7 +49,7 @@ def test_paths_agree(case, p, restricted):
 
 def test_gradients_are_those_of_differences(make):
     for name in ("intercepts", "own variances", "slopes", "slopes with own scale"):
-        case = make(name)
+        case = make(name).first(14)
         head = case.head()
         for p in (0, 1):
             X = torch.randn(len(case.y), p, dtype=torch.float64, requires_grad=True)
@@ -83,12 +83,11 @@ def test_sizes_decide_between_dense_and_equations(make, monkeypatch):
         assert bool(taken) is expected
 
 
-@pytest.mark.parametrize("levels", [[2, 0], [1]])
-def test_part_of_a_covariance_is_a_lawful_matrix(levels):
+def test_part_of_a_covariance_is_a_lawful_matrix():
     K = torch.eye(4, dtype=torch.float64) + 0.3
     for G, count in (
         (KnownMatrix(K), 4),
         (KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(K)), 4),
         (Effects(4, ["intercept", "t"]).G, 4),
     ):
-        check_matrix(LevelsOf(G, torch.tensor(levels), count))
+        check_matrix(LevelsOf(G, torch.tensor([2, 0]), count))
