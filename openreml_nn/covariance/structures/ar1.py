@@ -53,9 +53,19 @@ class AR1Matrix(Matrix):
         self.register_buffer("lags", lags, persistent=False)
         self.register_buffer("lag_index", index, persistent=False)
 
-    def build(self, params: Tensor) -> Tensor:
+    def _by_lag(self, params: Tensor) -> Tensor:
+        """The covariance at each of ``lags``."""
         sigma2, rho = self.trans_params(params)
-        return (sigma2 * _power(rho, self.lags, self._bits))[self.lag_index]
+        return sigma2 * _power(rho, self.lags, self._bits)
+
+    def build(self, params: Tensor) -> Tensor:
+        return self._by_lag(params)[self.lag_index]
+
+    def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._by_lag(params)[self.lag_index[rows][:, columns]]
+
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._by_lag(params)[self.lag_index[rows, columns]]
 
     def diagonal(self, params: Tensor) -> Tensor:
         return self.trans_params(params)[:1].expand(self.shape[0])

@@ -42,9 +42,18 @@ class DistanceMatrix(Matrix):
     def correlation(self, relative: Tensor) -> Tensor:
         """c(d / range), elementwise."""
 
-    def build(self, params: Tensor) -> Tensor:
+    def _at(self, params: Tensor, distances: Tensor) -> Tensor:
         sigma2, reach = self.trans_params(params)
-        return sigma2 * self.correlation(self.distances.to(params.dtype) / reach)
+        return sigma2 * self.correlation(distances.to(params.dtype) / reach)
+
+    def build(self, params: Tensor) -> Tensor:
+        return self._at(params, self.distances)
+
+    def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._at(params, self.distances[rows][:, columns])
+
+    def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._at(params, self.distances[rows, columns])
 
     def diagonal(self, params: Tensor) -> Tensor:
         return self.trans_params(params)[:1].expand(self.shape[0])
