@@ -61,9 +61,11 @@ def batch_deviance(
         The deviance without its constant, and the rank of X.
     """
     if path in ("auto", "equations") and len(terms) > 1:
-        present = [torch.unique(term.codes, return_inverse=True) for term in terms]
-        if path == "equations" or _few(terms, [len(levels) for levels, _ in present], len(r)):
-            return _by_equations(terms, present, residual, r, X, restricted)
+        parts = [local(term) for term in terms] if path == "equations" or len(r) >= FEW_ROWS else []
+        if path == "equations" or _few(terms, parts, len(r)):
+            V = Sum({str(i): CovariancePropagation(Z, G) for i, (Z, G) in enumerate(parts)}
+                    | {"residual": scalar_like(residual, len(r))})  # fmt: skip
+            return deviance_of(MixedModelEquationsSolver().prepare(V, r, X), restricted)
     sigma2 = residual.trans_params(residual.theta.to(r.dtype))[0]
     U, e = (X, r) if not X.shape[1] else _centred(r, X)
     if path in ("auto", "levels") and len(terms) == 1:
@@ -92,7 +94,9 @@ def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: boo
         return OneEffect.apply(e, sigma2, S, own, None if term.design is None else term.design[:, 0], m)
     present, own = torch.unique(term.codes, return_inverse=True)
     S = G.common_block(theta, q)
-    blocks = G.level_blocks(theta, q)[present].permute(1, 2, 0) if S is None else S[..., None]  # type: ignore[index]
+    blocks = G.level_blocks(theta, q) if S is None else S[None]
+    assert blocks is not None
+    blocks = (blocks[present] if S is None else blocks).permute(1, 2, 0)
     F = torch.cat([U, e[:, None]], dim=1)
     logdet_V, M = LevelTerms.apply(F, sigma2, blocks, own, term.design, len(present))
     L = torch.linalg.cholesky(M[:p, :p])
@@ -101,23 +105,18 @@ def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: boo
     return deviance + 2.0 * L.diagonal().log().sum() if restricted else deviance
 
 
-def _few(terms: list[Term], levels: list[int], rows: int) -> bool:
+def _few(terms: list[Term], parts: list[tuple[IncidenceMatrix, "LevelsOf"]], rows: int) -> bool:
     """Whether the mixed-model equations are quicker than a dense V; see the table of ``batch_deviance``."""
-    sizes = [count * term.effects.num_effects for term, count in zip(terms, levels, strict=True)]
-    independent = [size for term, size in zip(terms, sizes, strict=True) if term.effects.independent]
-    return rows >= FEW_ROWS and bool(independent) and 2 * (sum(sizes) - max(independent)) <= rows
+    sizes = [G.shape[0] for _, G in parts]
+    independent = [size for term, size in zip(terms, sizes, strict=False) if term.effects.independent]
+    return bool(independent) and 2 * (sum(sizes) - max(independent)) <= rows
 
 
-def _by_equations(
-    terms: list[Term], present: list[tuple[Tensor, Tensor]], residual: ScalarMatrix, r: Tensor, X: Tensor,
-    restricted: bool,
-) -> tuple[Tensor, int]:  # fmt: skip
-    parts: dict[str, Matrix] = {}
-    for i, (term, (levels, own)) in enumerate(zip(terms, present, strict=True)):
-        Z = IncidenceMatrix(own, [""] * len(levels), term.design, term.effects.effects)
-        parts[str(i)] = CovariancePropagation(Z, LevelsOf(term.effects.G, levels, term.effects.num_levels))
-    V = Sum(parts | {"residual": scalar_like(residual, len(r))})
-    return deviance_of(MixedModelEquationsSolver().prepare(V, r, X), restricted)
+def local(term: Term) -> tuple[IncidenceMatrix, "LevelsOf"]:
+    """Z and G of the levels that a batch has."""
+    levels, own = torch.unique(term.codes, return_inverse=True)
+    Z = IncidenceMatrix(own, [""] * len(levels), term.design, term.effects.effects)
+    return Z, LevelsOf(term.effects.G, levels, term.effects.num_levels)
 
 
 def deviance_of(problem: Problem, restricted: bool) -> tuple[Tensor, int]:
@@ -161,6 +160,9 @@ class LevelsOf(Operator):
     def build(self, params: Tensor) -> Tensor:
         return self.operand_list()[0].submatrix(params, self.index, self.index)
 
+    def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.operand_list()[0].submatrix(params, self.index[rows], self.index[columns])
+
     def diagonal(self, params: Tensor) -> Tensor:
         return self.operand_list()[0].diagonal(params)[self.index]
 
@@ -183,7 +185,8 @@ def dense_V(terms: list[Term], sigma2: Tensor, rows: int) -> Tensor:
         G, theta = term.effects.G, term.effects.G.theta.to(sigma2.dtype)
         S = G.common_block(theta, term.effects.num_levels)
         if S is None:
-            V = V + term.effects.incidence(term.codes, term.design).sandwich(theta[:0], G, theta)
+            Z, own = local(term)
+            V = V + Z.sandwich(theta[:0], own, theta)
         else:
             x = term.design
             V = V + (term.codes[:, None] == term.codes) * (S[0, 0] if x is None else x @ S @ x.mT)

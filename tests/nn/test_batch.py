@@ -69,17 +69,16 @@ def test_second_derivatives_are_refused(make):
             torch.autograd.grad(loss, case.f, create_graph=True)
 
 
-def test_sizes_decide_between_dense_and_equations(make, monkeypatch):
+def test_sizes_decide_between_dense_and_equations(monkeypatch):
     taken = []
-    monkeypatch.setattr(module, "_by_equations", lambda *_: taken.append("equations") or (torch.zeros(()), 0))
+    dense = module.dense_V
+    monkeypatch.setattr(module, "dense_V", lambda *given: taken.append("dense") or dense(*given))
     rows = module.FEW_ROWS
-    for levels, count, expected in ((5, rows, True), (5, rows - 1, False), (rows, rows, False)):
+    for levels, count, expected in ((5, rows, False), (5, rows - 1, True), (rows, rows, True)):
         head = MixedModelHead({"a": Effects(rows), "b": Effects(levels)})
         codes = torch.arange(count)
-        r = torch.ones(count, dtype=torch.float64)
-        terms = head._terms({"a": codes, "b": codes % levels}, count)
         taken.clear()
-        batch_deviance(terms, head.residual, r, r.new_zeros((count, 0)))
+        head(torch.zeros(count), torch.ones(count), {"a": codes, "b": codes % levels})
         assert bool(taken) is expected
 
 
