@@ -5,9 +5,9 @@ rest") are one symmetric matrix, dense or a chain of blocks. What couples the tw
 first term meets few columns of the rest, as students meet few of all lecturers.
 """
 
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures.incidence import IncidenceMatrix
 from openreml_nn.solvers.layouts import DenseLayout, Layout, choose_layout
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.sparse import sparse_matrix
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
 Column = tuple[Tensor, Tensor]  # of B_T: where the element of each row is, and the element
@@ -49,9 +50,10 @@ class CrossProducts:
         """How symmetric matrices of the rest are kept."""
         return self.coupling.layout
 
-    def times_rest(self, effects: Tensor) -> Tensor:
-        """B_T'R₀⁻¹B_T times ``effects``, shape (q, m)."""
-        return self.layout.times(self.rest, effects)
+    @cached_property
+    def rest_matrix(self) -> Tensor:
+        """B_T'R₀⁻¹B_T, shape (q, q), for products."""
+        return self.layout.matrix(self.rest)
 
 
 class Coupling(ABC):
@@ -122,14 +124,13 @@ class SparseCoupling(Coupling):
         self.place = self.layout.place(column[left], column[right])
         self.product = (value[:, None, left] * value[None, :, right]).flatten(0, 1)
         both = torch.where(left == right, self.product, 2.0 * self.product)  # of both triangles
-        sizes, pairs = torch.bincount(level, minlength=L), torch.bincount(self.pair_level, minlength=L)
-        self.C = _sparse(sizes.repeat(s), column.repeat(s), value.reshape(-1), q)
-        order = torch.argsort(column, stable=True)
-        rows = torch.cat([a * L + level[order] for a in range(s)])
-        by_column = torch.argsort(torch.cat([column[order]] * s), stable=True) if s > 1 else slice(None)
-        self.C_transposed = _sparse(s * torch.bincount(column, minlength=q), rows[by_column],
-                                    value[:, order].reshape(-1)[by_column], s * L)  # fmt: skip
-        self.pairs = _sparse(pairs.repeat(s * s), self.place.repeat(s * s), both.reshape(-1), self.layout.length)
+        rows = torch.cat([a * L + level for a in range(s)])
+        columns, values = column.repeat(s), value.reshape(-1)
+        self.C = sparse_matrix(rows, columns, values, (s * L, q), ordered=True)
+        self.C_transposed = sparse_matrix(columns, rows, values, (q, s * L))
+        rows = torch.cat([a * L + self.pair_level for a in range(s * s)])
+        shape_of_pairs = (s * s * L, self.layout.length)
+        self.pairs = sparse_matrix(rows, self.place.repeat(s * s), both.reshape(-1), shape_of_pairs, ordered=True)
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)
@@ -147,16 +148,6 @@ class SparseCoupling(Coupling):
         s, L, _ = self.shape
         blocks = (self.pairs @ Phi).view(s, s, L)
         return blocks if s == 1 else 0.5 * (blocks + blocks.transpose(0, 1))
-
-
-def _sparse(sizes: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
-    """A sparse matrix by rows of these sizes."""
-    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    index = torch.int32 if max(width, len(values)) < 2**31 else torch.int64  # what sparse products take without a copy
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(starts.to(index), columns.to(index), values, (len(sizes), width),
-                                       check_invariants=False)  # fmt: skip
 
 
 def cross_products(

@@ -30,37 +30,37 @@ class Equations:
         n: Number of rows.
         p: Columns of U.
         sigma2: σ².
-        first: Covariance S of the first term by level, shape (s, s, L), or (s, s, 1) if all levels share it.
-        rest: Covariance of each other term: its diagonal (q,), or all of it (q, q).
+        first: Covariance S of the first term by level, shape (s, s, L), or (s, s, 1) if all levels share it; over σ².
+        rest: Covariance of each other term: its diagonal (q,), or all of it (q, q); over σ².
     """
 
     def __init__(self, products: CrossProducts, n: int, p: int, sigma2: Tensor, first: Tensor,
                  rest: list[Tensor]) -> None:  # fmt: skip
         self.products, self.n, self.p, self.sigma2 = products, n, p, sigma2
-        self.S, self.G = first / sigma2, [G / sigma2 for G in rest]
-        self.diagonal = all(G.ndim == 1 for G in self.G)
-        self.K, self.N, logdet_first = eliminate(products.first, self.S)
+        self.S, self.G = first, rest
+        self.diagonal = all(G.ndim == 1 for G in rest)
+        self.K, self.N, logdet = eliminate(products.first, first)
         KF = multiply(self.K, products.first_F)
-        FF = products.FF - sum(left @ right.mT for left, right in zip(products.first_F, KF, strict=True))
-        self.logdet_V = n * sigma2.log() + logdet_first
+        FF = products.FF - inner(products.first_F, KF)
         self.rest: Rest | None = None
         self.NF = self.PhiF = products.rest_F
         if len(self.NF):
             coupling, layout = products.coupling, products.layout
             Schur, TF = coupling.schur(products.rest, self.K), products.rest_F - coupling.to_rest(KF)
             self.rest = (
-                IndependentRest(layout, Schur, torch.cat(self.G)) if self.diagonal
-                else CorrelatedRest(layout, Schur, self.G)
+                IndependentRest(layout, Schur, torch.cat(rest)) if self.diagonal
+                else CorrelatedRest(layout, Schur, rest)
             )  # fmt: skip
             self.NF, self.PhiF = self.rest.solve(TF)
             FF = FF - TF.mT @ self.PhiF
-            self.logdet_V = self.logdet_V + self.rest.logdet
-        UU, Ue, ee = FF[:p, :p], FF[:p, p], FF[p, p]
-        L = torch.linalg.cholesky(UU)
+            logdet = logdet + self.rest.logdet
+        L = torch.linalg.cholesky(FF[:p, :p])
         self.UU_inverse = torch.cholesky_inverse(L) if p else L
-        self.gamma = self.UU_inverse @ Ue
-        self.ePe = (ee - Ue @ self.gamma) / sigma2
-        self.logdet_M = 2.0 * L.diagonal().log().sum() - p * sigma2.log()
+        self.gamma = self.UU_inverse @ FF[:p, p]
+        self.ePe = (FF[p, p] - FF[p, :p] @ self.gamma) / sigma2
+        log_sigma2 = sigma2.log()
+        self.logdet_V = n * log_sigma2 + logdet
+        self.logdet_M = 2.0 * L.diagonal().log().sum() - p * log_sigma2
 
     # ---- what V⁻¹ and P are between the designs, times σ² ------------------------------------------------------------
 
@@ -78,10 +78,10 @@ class Equations:
     @cached_property
     def first_blocks(self) -> Tensor:
         """Blocks of B₁'V⁻¹B₁ σ², shape (s, s, L)."""
-        own = multiply(self.N, self.products.first)
-        if self.rest is None:
-            return own
-        return own - multiply(multiply(self.N, self.products.coupling.within(self.rest.Phi)), transpose(self.N))
+        left = self.products.first
+        if self.rest is not None:
+            left = left - multiply(self.products.coupling.within(self.rest.Phi), transpose(self.N))
+        return multiply(self.N, left)
 
     @property
     def rest_blocks(self) -> Tensor:
@@ -98,9 +98,21 @@ class Equations:
         """B'V⁻¹t σ² from B'R₀⁻¹t, shapes (s, m, L) and (q, m)."""
         if self.rest is None:
             return multiply(self.N, first), rest
-        coupling = self.products.coupling
-        down, u = self.rest.solve(rest - coupling.to_rest(multiply(self.K, first)))
-        return multiply(self.N, first - coupling.to_first(u)), down
+        return self._down(first, rest - self.products.coupling.to_rest(multiply(self.K, first)), self.rest)
+
+    def down_effects(self, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """``down`` of t = Bα, from the effects α, shapes (s, m, L) and (q, m)."""
+        products, t = self.products, multiply(self.products.first, first)
+        if self.rest is None:
+            return multiply(self.N, t), rest
+        t = t + products.coupling.to_first(rest)
+        left = products.rest_matrix @ rest + products.coupling.to_rest(first - multiply(self.K, t))
+        return self._down(t, left, self.rest)
+
+    def _down(self, first: Tensor, left: Tensor, rest: Rest) -> tuple[Tensor, Tensor]:
+        """``down`` where ``left`` is what is left of the rest when the first term is eliminated."""
+        down, u = rest.solve(left)
+        return multiply(self.N, first - self.products.coupling.to_first(u)), down
 
     def projected_blocks(self) -> tuple[Tensor, Tensor]:
         """As ``first_blocks`` and ``rest_blocks``, with P in the place of V⁻¹."""
@@ -121,15 +133,19 @@ class Equations:
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
     def gradients(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        r"""Derivatives of a log|V| + b log|U'V⁻¹U| + c e'Pe with respect to σ², S and the other covariances.
+        r"""Derivatives of f = a log|V| + b log|U'V⁻¹U| + c e'Pe along V, and with respect to all covariances but σ².
 
-        B'(aV⁻¹ − bQQ' − cPe(Pe)')B for each covariance; that of σ² follows from the trace of the same with V, which is
-        a n − b p − c e'Pe.
+        They are B'(aV⁻¹ − bQQ' − cPe(Pe)')B for each covariance. Along V, σ² ∂f/∂σ² + Σ S ∂f/∂S is a n − b p − c e'Pe.
+
+        Returns:
+            (σ² ∂f/∂σ² + Σ S ∂f/∂S, ∂f/∂S, what the others are), the latter in the shapes of ``first`` and ``rest``.
         """
         first_Pe, rest_Pe = self.Pe
-        first = (a * self.first_blocks - b * self._first_UU()) / self.sigma2 - c * first_Pe[:, None] * first_Pe
         if self.S.shape[2] == 1:
-            first = first.sum(2, keepdim=True)
+            blocks, of_U, outer = self.first_blocks.sum(2), self._sum_of_first_UU(), first_Pe @ first_Pe.mT
+        else:
+            blocks, of_U, outer = self.first_blocks, self._first_UU(), first_Pe[:, None] * first_Pe
+        first = ((a * blocks - b * of_U) / self.sigma2 - c * outer).view(self.S.shape)
         outer = rest_Pe.square() if self.diagonal else torch.outer(rest_Pe, rest_Pe)
         whole = (a * self.rest_blocks - b * self._rest_UU()) / self.sigma2 - c * outer
         rest, offset = [], 0
@@ -138,5 +154,15 @@ class Equations:
             part = whole[own] if self.diagonal else whole[own, own]
             rest.append(part.diagonal() if part.ndim > G.ndim else part)
             offset += len(G)
-        explained = (first * self.S).sum() + sum((g * G).sum() for g, G in zip(rest, self.G, strict=True))
-        return (a * self.n - b * self.p - c * self.ePe) / self.sigma2 - explained, first, rest
+        return a * self.n - b * self.p - c * self.ePe, first, rest
+
+    def _sum_of_first_UU(self) -> Tensor:
+        """Σ_l of ``_first_UU``, shape (s, s)."""
+        s, p = len(self.S), self.p
+        flat = self.first_F[:, :p].reshape(s * p, self.first_F.shape[2])
+        return ((flat @ flat.mT).view(s, p, s, p) * self.UU_inverse[:, None]).sum((1, 3))
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_l left_l' right_l, shape (m, k), for shapes (s, m, L) and (s, k, L)."""
+    return torch.bmm(left, right.mT).sum(0)

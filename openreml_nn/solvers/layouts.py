@@ -22,6 +22,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
+from openreml_nn.solvers.sparse import sparse_matrix
+
 NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic
 CALLS = 500_000  # multiplications in the time of the calls for one block
 SPARSE_SHARE = 0.125  # elements of the lower triangle, as a share of q², above which no order is looked for
@@ -50,12 +52,16 @@ class Layout(ABC):
         """A with the upper triangles of its diagonal blocks filled in from the lower ones."""
 
     @abstractmethod
-    def times(self, A: Tensor, x: Tensor) -> Tensor:
-        """A x, shape (q, m), for A whole."""
+    def matrix(self, A: Tensor) -> Tensor:
+        """A for products, shape (q, q), dense or sparse, for A whole."""
 
     @abstractmethod
     def diagonal(self, A: Tensor) -> Tensor:
         """The diagonal of A, shape (q,)."""
+
+    @abstractmethod
+    def set_diagonal(self, A: Tensor, values: Tensor) -> None:
+        """Write the diagonal of A, shape (q,)."""
 
     @abstractmethod
     def row_sums(self, A: Tensor) -> Tensor:
@@ -66,8 +72,8 @@ class Layout(ABC):
         """A as a matrix, shape (q, q), for A given by its lower triangle."""
 
     @abstractmethod
-    def factor(self, A: Tensor, added: Tensor) -> "Factor":
-        """Cholesky factor of A + diag(``added``), for A given by its lower triangle."""
+    def factor(self, A: Tensor) -> "Factor":
+        """Cholesky factor of A given by its lower triangle."""
 
     @property
     @abstractmethod
@@ -126,11 +132,14 @@ class DenseLayout(Layout):
     def whole(self, A: Tensor) -> Tensor:
         return self.dense(A).reshape(-1)
 
-    def times(self, A: Tensor, x: Tensor) -> Tensor:
-        return self._matrix(A) @ x
+    def matrix(self, A: Tensor) -> Tensor:
+        return self._matrix(A)
 
     def diagonal(self, A: Tensor) -> Tensor:
-        return self._matrix(A).diagonal()
+        return self._matrix(A).diagonal().clone()
+
+    def set_diagonal(self, A: Tensor, values: Tensor) -> None:
+        self._matrix(A).diagonal().copy_(values)
 
     def row_sums(self, A: Tensor) -> Tensor:
         M = self._matrix(A)
@@ -140,10 +149,8 @@ class DenseLayout(Layout):
         M = self._matrix(A)
         return M.tril() + M.tril(-1).mT
 
-    def factor(self, A: Tensor, added: Tensor) -> "DenseFactor":
-        M = self._matrix(A).clone()
-        M.diagonal().add_(added)
-        return DenseFactor(checked(*torch.linalg.cholesky_ex(M)))
+    def factor(self, A: Tensor) -> "DenseFactor":
+        return DenseFactor(checked(*torch.linalg.cholesky_ex(self._matrix(A))))
 
     @property
     def cost(self) -> str:
@@ -229,13 +236,28 @@ class ChainLayout(Layout):
         out[-1] += to_next[-2:].sum(0)
         return out
 
-    def times(self, A: Tensor, x: Tensor) -> Tensor:
-        (own, beside), parts = self.blocks(A), self.split(x)
-        following = torch.cat([parts[2:], parts[-1:]])
-        return self.join(self._add_beside(own @ parts, beside @ following, beside.mT @ parts[:-1]))
+    def elements(self, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and values of the elements other than zero, for A whole."""
+        own, beside = (blocks.nonzero() for blocks in self.blocks(A))
+        following = (beside[:, 0] + 2).clamp(max=self.count - 1)
+
+        def rows(block: Tensor, place: Tensor) -> Tensor:
+            return self.rows[block * self.width + place]
+
+        inside = rows(own[:, 0], own[:, 1]), rows(own[:, 0], own[:, 2])
+        this, other = rows(beside[:, 0], beside[:, 1]), rows(following, beside[:, 2])
+        row, column = torch.cat([inside[0], this, other]), torch.cat([inside[1], other, this])
+        return row, column, A.index_select(0, self.place(row, column))
+
+    def matrix(self, A: Tensor) -> Tensor:
+        return sparse_matrix(*self.elements(A), (self.size, self.size))
 
     def diagonal(self, A: Tensor) -> Tensor:
         return self.blocks(A)[0].diagonal(dim1=1, dim2=2).reshape(-1).index_select(0, self.position)
+
+    def set_diagonal(self, A: Tensor, values: Tensor) -> None:
+        own = self.blocks(A)[0].diagonal(dim1=1, dim2=2)
+        own.copy_(values.index_select(0, self.rows).view(own.shape))
 
     def row_sums(self, A: Tensor) -> Tensor:
         own, beside = self.blocks(A)
@@ -243,15 +265,11 @@ class ChainLayout(Layout):
         return self.join(self._add_beside(sums, beside.sum(2), beside.sum(1)))[:, 0]
 
     def dense(self, A: Tensor) -> Tensor:
-        (own, beside), b = self.blocks(self.whole(A)), self.width
-        M = torch.block_diag(*own)
-        for k, block in enumerate(beside):
-            this, following = (slice(i * b, (i + 1) * b) for i in (k, min(k + 2, self.count - 1)))
-            M[this, following], M[following, this] = block, block.mT
-        return M[self.position][:, self.position]
+        row, column, value = self.elements(self.whole(A))
+        return A.new_zeros((self.size, self.size)).index_put_((row, column), value)
 
-    def factor(self, A: Tensor, added: Tensor) -> "ChainFactor":
-        return ChainFactor(self, A, added)
+    def factor(self, A: Tensor) -> "ChainFactor":
+        return ChainFactor(self, A)
 
     @property
     def cost(self) -> str:
@@ -260,56 +278,53 @@ class ChainLayout(Layout):
 
 
 class ChainFactor(Factor):
-    """What of a chain of blocks is left block by block: the inverse K_t of what is left of each, and U_t = K_t C_t."""
+    """X_t, the inverse Cholesky factor of what is left of each block, K_t = X_t'X_t, and U_t = K_t C_t by step."""
 
-    def __init__(self, layout: ChainLayout, A: Tensor, added: Tensor) -> None:
+    def __init__(self, layout: ChainLayout, A: Tensor) -> None:
         self.layout = layout
         own, C = layout.blocks(A)
-        own = own.clone()
-        own.diagonal(dim1=1, dim2=2).add_(added[layout.rows].view(layout.count, layout.width))
-        left, last = [*layout.by_step(own[:-1]).unbind()], own[-1:]
-        L, Y, infos = [], [], []
-        for t, coupling in enumerate(layout.by_step(C).unbind(), 1):
-            factor, info = torch.linalg.cholesky_ex(left[t - 1])
-            y = torch.linalg.solve_triangular(factor, coupling, upper=False)
-            if t < layout.steps:
-                left[t].baddbmm_(y.mT, y, alpha=-1.0)
-            L.append(factor.mT)
-            Y.append(y)
-            infos.append(info)
-        last -= (y.mT @ y).sum(0)
-        factor, info = torch.linalg.cholesky_ex(last)
-        lower = checked(torch.cat([*L, factor.mT]).mT, torch.cat([*infos, info]))
-        self.pivots = lower.diagonal(dim1=1, dim2=2).square().reshape(-1).index_select(0, layout.position)
-        X = torch.linalg.solve_triangular(lower, torch.eye(layout.width).to(A), upper=False)
-        self.K, self.U = X.mT @ X, X[:-1].mT @ torch.cat(Y)
+        columns, Y = torch.empty_like(own), torch.empty_like(C)  # LAPACK writes L by columns
+        info = torch.empty(layout.count, dtype=torch.int32, device=A.device)
+        given = zip(*(layout.by_step(x).unbind() for x in (own[:-1], columns[:-1].mT, info[:-1], C, Y)), strict=True)
+        before: Tensor | None = None
+        for left, L, failed, coupling, y in given:
+            left = left if before is None else torch.baddbmm(left, before.mT, before, alpha=-1.0)
+            torch.linalg.cholesky_ex(left, out=(L, failed))
+            before = torch.linalg.solve_triangular(L, coupling, upper=False, out=y)
+        torch.linalg.cholesky_ex(own[-1:] - (y.mT @ y).sum(0), out=(columns[-1:].mT, info[-1:]))
+        L = checked(columns.mT, info)
+        self.pivots = L.diagonal(dim1=1, dim2=2).reshape(-1).index_select(0, layout.position).square()
+        self.X = torch.linalg.solve_triangular(L, torch.eye(layout.width).to(A), upper=False)
+        self.U = layout.by_step(self.X[:-1].mT @ Y)
 
     def _steps(self, parts: Tensor) -> list[Tensor]:
-        """By step, shapes (2, b, m), and at last the middle, twice."""
-        return [*self.layout.by_step(parts[:-1]).unbind(), parts[-1:].expand(2, -1, -1)]
+        """By step, shapes (2, b, m), and at last the middle, shape (1, b, m)."""
+        return [*self.layout.by_step(parts[:-1]).unbind(), parts[-1:]]
 
     def solve(self, rhs: Tensor) -> Tensor:
-        U, parts = self.layout.by_step(self.U), self._steps(self.layout.split(rhs))
-        for t, block in enumerate(U.mT.unbind(), 1):
-            if t < len(U):
-                parts[t] = torch.baddbmm(parts[t], block, parts[t - 1], alpha=-1.0)
-            else:
-                parts[t] = parts[t][:1] - (block @ parts[t - 1]).sum(0)
-        parts = self._steps(self.K @ torch.cat(parts))
-        for t, block in reversed([*enumerate(U.unbind())]):
-            parts[t] = torch.baddbmm(parts[t], block, parts[t + 1], alpha=-1.0)
-        return self.layout.join(torch.cat([*parts[:-1], parts[-1][:1]]))
+        parts = self.layout.split(rhs)
+        last, *steps, middle = self._steps(parts)
+        for this, U in zip(steps, self.U[:-1].mT.unbind(), strict=True):
+            last = this.baddbmm_(U, last, alpha=-1.0)
+        middle -= (self.U[-1].mT @ last).sum(0)
+        parts = self.X.mT @ (self.X @ parts)
+        *steps, middle = self._steps(parts)
+        following = middle.expand(2, -1, -1)
+        for this, U in zip(reversed(steps), reversed(self.U.unbind()), strict=True):
+            following = this.baddbmm_(U, following, alpha=-1.0)
+        return self.layout.join(parts)
 
     def inverse(self) -> Tensor:
-        U, own = self.layout.by_step(self.U), self.K.clone()
-        steps, beside = self._steps(own), torch.empty_like(U)
-        for t in reversed(range(len(U))):
-            torch.bmm(U[t], steps[t + 1], out=beside[t])
-            steps[t].baddbmm_(beside[t], U[t].mT)
+        own, beside = self.X.mT @ self.X, torch.empty_like(self.U)
+        *steps, middle = self._steps(own)
+        following = middle.expand(2, -1, -1)
+        for this, U, product in reversed([*zip(steps, self.U.unbind(), beside.unbind(), strict=True)]):
+            torch.bmm(U, following, out=product)
+            following = this.baddbmm_(product, U.mT)
         return torch.cat([own, beside.neg_().flatten(0, 1)]).view(-1)
 
     def dense_inverse(self) -> Tensor:
-        return self.solve(torch.eye(self.layout.size).to(self.K))
+        return self.solve(torch.eye(self.layout.size).to(self.X))
 
 
 # ---- the choice ------------------------------------------------------------------------------------------------------

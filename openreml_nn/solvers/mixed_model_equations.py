@@ -17,12 +17,13 @@ from torch.autograd import Function
 
 from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, ScalarMatrix
 from openreml_nn.covariance.structures import IncidenceMatrix
-from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
-from openreml_nn.solvers.henderson import Equations
+from openreml_nn.solvers.henderson import Equations, inner
 from openreml_nn.solvers.small_blocks import multiply
+from openreml_nn.solvers.term_covariances import TermCovariances
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
 
 
@@ -113,6 +114,7 @@ class MixedModelProblem(Problem):
         super().__init__(V, fixed)
         self.plan = Plan.of(V)
         terms = propagated_terms(V, V.theta.detach())
+        self.covariances = TermCovariances(V, self.plan.residual, self.plan.first_index)
         self.names, self.sizes = [term.name for term in terms], [term.Z.shape[1] for term in terms]
         chain = all(terms[i].G.is_diagonal for i in self.plan.rest_index)
         self.weight = self._weight(fixed.e)
@@ -125,43 +127,26 @@ class MixedModelProblem(Problem):
         residual = operands_of(self.V, self.V.theta)[self.plan.residual][1]
         return residual.X[:, 0].to(like).square().reciprocal() if isinstance(residual, DiagonalPropagation) else None
 
-    def sigma2(self, theta: Tensor) -> Tensor:
-        """σ², the factor of R₀."""
-        _, residual, own = operands_of(self.V, theta)[self.plan.residual]
-        if isinstance(residual, DiagonalPropagation):
-            ((residual, own),) = residual.parts(own)
-        return residual.diagonal(own)[0]
-
-    def covariances(self, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first term's blocks, shape (s, s, L or 1), and of each other term the diagonal of G, or all of it."""
-        terms = propagated_terms(self.V, theta)
-        first = theta.new_zeros((1, 1, 1))
-        if self.plan.first is not None:
-            term, L = terms[self.plan.first_index], len(self.plan.first.levels)
-            common = term.G.common_block(term.G_params, L)
-            blocks = term.G.level_blocks(term.G_params, L) if common is None else common[None]
-            assert blocks is not None
-            first = blocks.permute(1, 2, 0)
-        rest = [terms[i] for i in self.plan.rest_index]
-        return first, [t.G.diagonal(t.G_params) if t.G.is_diagonal else t.G.build(t.G_params) for t in rest]
-
     def evaluate(self, theta: Tensor | None = None) -> "MixedModelEvaluation":
         return MixedModelEvaluation(self, self.V.theta if theta is None else theta)
 
 
 class _Terms(Function):
-    """(log|V|, log|U'V⁻¹U|, e'Pe) as functions of σ² and the covariances, once differentiable."""
+    """(log|V|, log|U'V⁻¹U|, e'Pe) as functions of what is small and of what is large, once differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, equations: Equations, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.equations = equations
+    def forward(
+        ctx: Any, equations: Equations, covariances: TermCovariances, z: Tensor, *large: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.equations, ctx.covariances = equations, covariances  # and not the evaluation, which holds the results
+        ctx.z, ctx.large = z.detach(), [G.detach() for G in large]
         return equations.logdet_V.clone(), equations.logdet_M.clone(), equations.ePe.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         refuse_second_derivative(MixedModelEquationsSolver.name)
-        sigma2, first, rest = ctx.equations.gradients(*grads)
-        return None, sigma2, first, *rest
+        z, large = ctx.covariances.gradients(*ctx.equations.gradients(*grads), ctx.z, ctx.large)
+        return None, None, z, *large
 
 
 class MixedModelEvaluation(Evaluation):
@@ -174,19 +159,23 @@ class MixedModelEvaluation(Evaluation):
 
     def __init__(self, problem: MixedModelProblem, theta: Tensor) -> None:
         self.problem, self.theta = problem, theta
-        sigma2 = problem.sigma2(theta)
-        first, rest = problem.covariances(theta)
+        covariances = problem.covariances
+        if covariances.by_theta and torch.is_grad_enabled() and theta.requires_grad:
+            values, self.jacobian = covariances.differentiated(theta)
+            z, large = ClosedForm.apply(values, MixedModelEquationsSolver.name, self.jacobian, theta), []
+        else:
+            z, large = covariances.small(theta), covariances.large(theta)
+        self.z = z.detach()
         try:
             with torch.no_grad():
-                self.equations = Equations(
-                    problem.products, problem.n, problem.p, sigma2.detach(), first.detach(), [G.detach() for G in rest]
-                )
+                arranged = covariances.arranged(self.z, [G.detach() for G in large])
+                self.equations = Equations(problem.products, problem.n, problem.p, *arranged)
         except torch.linalg.LinAlgError as error:
             message = f"The mixed-model equations have no solution at theta {theta.tolist()}."
             raise NotPositiveDefinite(message) from error
         self.gamma = self.equations.gamma
         self.gamma_cov = self.equations.sigma2 * self.equations.UU_inverse
-        logdet_V, logdet_M, yPy = _Terms.apply(self.equations, sigma2, first, *rest)
+        logdet_V, logdet_M, yPy = _Terms.apply(self.equations, covariances, z, *large)
         if problem.fixed.U.requires_grad or problem.fixed.e.requires_grad:
             slopes = self._slopes_in_rows()
             logdet_M, yPy = logdet_M + slopes[0], yPy + slopes[1]
@@ -240,35 +229,31 @@ class MixedModelEvaluation(Evaluation):
 
     def working_variates(self) -> Tensor:
         r"""V̇_k P y = B(ġ_k − (σ̇²/σ²) u) + (σ̇²/σ²) e, ġ_k = Ġ_k B'Py, u = G B'Py; shape (q + 1, k)."""
-        V, b = self.problem.V, self._Pe()
+        covariances, b = self.problem.covariances, self._by_term(self._Pe()[:, 0])
+        with torch.no_grad():
+            J = self.jacobian[:, self.problem.V.free_index]
+            u, relative = covariances.scaled(b, self.z, self.theta.detach()), J[:1] / self.equations.sigma2
+            moved = covariances.moved(b, J, self.theta)
+            columns = [g.addcmul(own[:, None], relative, value=-1.0) for g, own in zip(moved, u, strict=True)]
+            return torch.cat([*columns, relative])
 
-        def scaled(theta: Tensor) -> Tensor:
-            pairs = zip(propagated_terms(V, theta), self._by_term(b), strict=True)
-            effects = [term.G.matmul(term.G_params, own)[:, 0] for term, own in pairs]
-            return torch.cat([*effects, self.problem.sigma2(theta)[None]])
-
-        moved = along_free(V, self.theta, scaled)
-        u, relative = scaled(self.theta.detach())[:-1], moved[-1:] / self.equations.sigma2
-        return torch.cat([moved[:-1] - u[:, None] * relative, relative])
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """J of σ² and the shared covariances by θ."""
+        return self.problem.covariances.differentiated(self.theta)[1]
 
     def inner(self, rhs: Tensor) -> Tensor:
-        equations, products = self.equations, self.equations.products
+        equations, p, relative = self.equations, self.problem.p, rhs[-1:]
         first, rest = self._split(rhs[:-1])
-        relative, b = rhs[-1:], self._Pe()
-        t_first, t_rest = multiply(products.first, first), products.times_rest(rest)
-        if len(rest):
-            t_first, t_rest = t_first + products.coupling.to_first(rest), t_rest + products.coupling.to_rest(first)
-        alpha = rhs[:-1]
-        quadratic = alpha.mT @ self._join(*equations.down(t_first, t_rest))
-        p = self.problem.p
-        N = self._join(equations.first_F[:, :p], equations.NF[:, :p]).mT @ alpha
-        cross = alpha.mT @ b @ relative
-        return (
-            (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2
-            + cross
-            + cross.mT
-            + (equations.ePe * relative.mT @ relative)
-        )
+        first_down, rest_down = equations.down_effects(first, rest)
+        first_Pe, rest_Pe = equations.Pe
+        quadratic = inner(first, first_down) + rest.mT @ rest_down
+        N = inner(equations.first_F[:, :p], first) + equations.NF[:, :p].mT @ rest
+        cross = (inner(first, first_Pe[:, None]) + rest.mT @ rest_Pe[:, None]) @ relative
+        return torch.addmm(
+            (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2 + cross + cross.mT,
+            relative.mT, equations.ePe * relative,
+        )  # fmt: skip
 
     # ---- effects and their variances ---------------------------------------------------------------------------------
 
@@ -280,15 +265,15 @@ class MixedModelEvaluation(Evaluation):
         first, rest = self.equations.projected_blocks()
         sigma2 = self.equations.sigma2
         if place == plan.first_index:
-            S = self.equations.S * sigma2
-            return multiply(multiply(S, first), S).diagonal(dim1=0, dim2=1).mT.flatten() / sigma2
+            S = self.equations.S
+            return multiply(multiply(S, first), S).diagonal(dim1=0, dim2=1).mT.flatten() * sigma2
         k = plan.rest_index.index(place)
         start = sum(Z.shape[1] for Z in plan.rest[:k])
         own = slice(start, start + term.Z.shape[1])
-        G = self.equations.G[k] * sigma2
+        G = self.equations.G[k]
         if G.ndim == 1:
-            return G.square() * (rest[own] if rest.ndim == 1 else rest.diagonal()[own]) / sigma2
-        return ((G @ rest[own, own]) * G).sum(1) / sigma2
+            return G.square() * (rest[own] if rest.ndim == 1 else rest.diagonal()[own]) * sigma2
+        return ((G @ rest[own, own]) * G).sum(1) * sigma2
 
     # ---- rows --------------------------------------------------------------------------------------------------------
 

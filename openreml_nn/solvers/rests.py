@@ -51,7 +51,7 @@ class IndependentRest(Rest):
 
     Args:
         layout: How S̃ is kept.
-        Schur: S̃ by its lower triangle.
+        Schur: S̃ by its lower triangle; it is written to.
         G: The diagonal of Ĝ, shape (q,).
 
     Raises:
@@ -59,12 +59,13 @@ class IndependentRest(Rest):
     """
 
     def __init__(self, layout: Layout, Schur: Tensor, G: Tensor) -> None:
-        self.layout, self.Schur = layout, Schur
+        self.layout, self.Schur, self.own = layout, Schur, layout.diagonal(Schur)
         if not bool((G >= 0.0).all()):
             raise torch.linalg.LinAlgError("A variance of the effects is negative.")
         G = G.clamp(min=LEAST)
         self.precision = G.reciprocal()
-        self.factor = layout.factor(Schur, self.precision)
+        layout.set_diagonal(Schur, self.own + self.precision)
+        self.factor = layout.factor(Schur)
         self.logdet = (self.factor.pivots * G).log().sum()
 
     def solve(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,7 @@ class IndependentRest(Rest):
     def blocks(self) -> Tensor:
         explained = 1.0 - self.layout.diagonal(self.Phi) * self.precision
         if bool((explained < CANCELLED).any()):
+            self.layout.set_diagonal(self.Schur, self.own)
             explained = self.layout.row_sums(self.Phi * self.Schur)
         return explained * self.precision
 

@@ -1,0 +1,202 @@
+r"""σ² and the covariances G of the terms as functions of θ, with derivatives of what is small.
+
+Where all levels of a term share one block S, G = S ⊗ I, G and its derivatives are those of a few numbers, however many
+effects there are. These numbers, σ² before all, are put into one vector z(θ) whose Jacobian J is made once for a θ; it
+serves the score, ∂ℓ/∂z' J, as well as the working variates. What is not shared is differentiated as it is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, Sum
+from openreml_nn.covariance.structures import IncidenceMatrix
+from openreml_nn.solvers.base import along_free
+from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What G of a term is at every θ.
+
+    Attributes:
+        levels: Number of levels: of the factor of Z, or of the effects where Z is no factor.
+        effects: Effects of each level, s.
+        shared: Whether all levels share one block.
+        diagonal: Whether G is diagonal.
+    """
+
+    levels: int
+    effects: int
+    shared: bool
+    diagonal: bool
+
+    @classmethod
+    def of(cls, term: RandomTerm) -> "Shape":
+        levels = len(term.Z.levels) if isinstance(term.Z, IncidenceMatrix) else term.G.shape[0]
+        shared = term.G.common_block(term.G_params, levels) is not None
+        return cls(levels, term.G.shape[0] // levels, shared, term.G.is_diagonal)
+
+    def spread(self, block: Tensor) -> Tensor:
+        """G = ``block`` ⊗ I: its diagonal, shape (q,), where it is diagonal, else all of it."""
+        if self.diagonal:
+            return block.diagonal().repeat_interleave(self.levels) if self.effects > 1 else block[0].expand(self.levels)
+        return torch.kron(block, torch.eye(self.levels).to(block))
+
+    def gathered(self, gradient: Tensor) -> Tensor:
+        """The gradient by the block, shape (s, s), from one by what ``spread`` gives."""
+        by_level = gradient.view(*(self.effects, self.levels) * gradient.ndim)
+        if self.diagonal:
+            return torch.diag(by_level.sum(1))
+        return by_level.diagonal(dim1=1, dim2=3).sum(2)
+
+
+class TermCovariances:
+    """σ² and G of each term of V, in the order of V.
+
+    Args:
+        V: Covariance of the observations.
+        residual: Index of σ²R₀ among its operands.
+        first: Index among the terms of the one that is eliminated level by level; −1 for none.
+    """
+
+    def __init__(self, V: Matrix, residual: int, first: int) -> None:
+        self.V, self.residual, self.first = V, residual, first
+        self.shapes = [Shape.of(term) for term in propagated_terms(V, V.theta.detach())]
+        self.by_theta = all(shape.shared for shape in self.shapes) and len([*V.parameters()]) == V.num_params
+        self.seeds, self.seed, self.owned = self._seeds()
+
+    def _seeds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Which elements of z are differentiated at once: those that have no theta in common.
+
+        Returns:
+            (ones where an element of z is in a seed, shape (c, m); the seed of each element, shape (m,); ones where an
+            element depends on a theta, shape (m, number of thetas)).
+        """
+        V, theta = self.V, self.V.theta.detach()
+        operands = [operand for _, operand, _ in operands_of(V, theta)]
+        index = [V.operand_index(name) for name in V.operand_names] if isinstance(V, Sum) else [[*range(len(theta))]]
+        terms = [i for i, operand in enumerate(operands) if isinstance(operand, CovariancePropagation)]
+        shared = [(i, shape.effects**2) for i, shape in zip(terms, self.shapes, strict=True) if shape.shared]
+        owned: list[Tensor] = []
+        seed: list[int] = []
+        for i, count in [(self.residual, 1), *shared]:
+            own = theta.new_zeros(len(theta))
+            own[index[i]] = 1.0
+            owned.append(own.expand(count, -1))
+            seed += range(count)
+        if sum(len(place) for place in index) > len(theta):  # a theta is part of several terms
+            seed = [*range(len(seed))]
+        places = torch.tensor(seed, device=theta.device)
+        return torch.eye(max(seed) + 1).to(theta)[places].mT.contiguous(), places, torch.cat(owned)
+
+    def sigma2(self, theta: Tensor) -> Tensor:
+        """σ², the factor of R₀."""
+        _, residual, own = operands_of(self.V, theta)[self.residual]
+        if isinstance(residual, DiagonalPropagation):
+            ((residual, own),) = residual.parts(own)
+        return residual.diagonal(own)[0]
+
+    def small(self, theta: Tensor) -> Tensor:
+        """z: σ² and the shared blocks, row by row, shape (m,)."""
+        parts = [self.sigma2(theta)[None]]
+        for term, shape in zip(propagated_terms(self.V, theta), self.shapes, strict=True):
+            if shape.shared:
+                block = term.G.common_block(term.G_params, shape.levels)
+                assert block is not None
+                parts.append(block.reshape(-1))
+        return torch.cat(parts)
+
+    def large(self, theta: Tensor) -> list[Tensor]:
+        """G of the other terms: blocks by level, shape (s, s, L), of the first, else the diagonal or all of it."""
+        found = []
+        for i, (term, shape) in enumerate(zip(propagated_terms(self.V, theta), self.shapes, strict=True)):
+            if shape.shared:
+                continue
+            if i == self.first:
+                blocks = term.G.level_blocks(term.G_params, shape.levels)
+                assert blocks is not None
+                found.append(blocks.permute(1, 2, 0))
+            else:
+                found.append(term.G.diagonal(term.G_params) if shape.diagonal else term.G.build(term.G_params))
+        return found
+
+    def blocks(self, z: Tensor) -> list[Tensor | None]:
+        """The shared block of each term, shape (s, s); None where there is none. A row of z for each leading index."""
+        found: list[Tensor | None] = []
+        at = 1
+        for shape in self.shapes:
+            s = shape.effects
+            found.append(z[at : at + s * s].view(s, s, *z.shape[1:]) if shape.shared else None)
+            at += s * s if shape.shared else 0
+        return found
+
+    def arranged(self, z: Tensor, large: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What the equations take: σ²; S by level, shape (s, s, L) or (s, s, 1), and the other G, in units of σ²."""
+        others, rest, first = iter(large), [], z.new_zeros((1, 1, 1))
+        for i, (shape, block) in enumerate(zip(self.shapes, self.blocks(z / z[0]), strict=True)):
+            if i == self.first:
+                first = next(others) / z[0] if block is None else block[..., None]
+            else:
+                rest.append(next(others) / z[0] if block is None else shape.spread(block))
+        return z[0], first, rest
+
+    def gradients(
+        self, total: Tensor, first: Tensor, rest: list[Tensor], z: Tensor, large: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The gradients by z and by what is large from those by what ``arranged`` gives, along V and by covariances."""
+        parts, of_large, others = [total[None]], [], iter(rest)
+        for i, shape in enumerate(self.shapes):
+            own = first if i == self.first else next(others)
+            if not shape.shared:
+                of_large.append(own)
+            else:
+                parts.append((own if i == self.first else shape.gathered(own)).reshape(-1))
+        of_z = torch.cat(parts)
+        explained = of_z[1:] @ z[1:] + sum((g * G).sum() for g, G in zip(of_large, large, strict=True))
+        of_z[0] = (total - explained) / z[0]
+        return of_z, of_large
+
+    def differentiated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """z, shape (m,), and its Jacobian J by θ, shape (m, number of thetas)."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            z = self.small(theta)
+            batched = len(self.seeds) > 1
+            (rows,) = torch.autograd.grad(z, theta, self.seeds if batched else self.seeds[0], is_grads_batched=batched)
+        return z.detach(), rows[self.seed] * self.owned if batched else rows * self.owned
+
+    def scaled(self, b: list[Tensor], z: Tensor, theta: Tensor) -> list[Tensor]:
+        """G b of each term, shape (q,), for b of shape (q,)."""
+        pairs = zip(propagated_terms(self.V, theta), self.shapes, self.blocks(z), b, strict=True)
+        return [
+            term.G.matmul(term.G_params, own[:, None])[:, 0] if block is None
+            else (block @ own.view(shape.effects, -1)).view(-1)
+            for term, shape, block, own in pairs
+        ]  # fmt: skip
+
+    def moved(self, b: list[Tensor], J: Tensor, theta: Tensor) -> list[Tensor]:
+        """Ġ_k b of each term for each free theta, shape (q, k), for b of shape (q,).
+
+        Args:
+            b: Effects of each term.
+            J: Columns of the Jacobian for the free thetas, shape (m, k).
+            theta: θ.
+        """
+        large = [i for i, shape in enumerate(self.shapes) if not shape.shared]
+
+        def scaled(at: Tensor) -> Tensor:
+            terms = propagated_terms(self.V, at)
+            return torch.cat([terms[i].G.matmul(terms[i].G_params, b[i][:, None])[:, 0] for i in large])
+
+        of_large = iter(along_free(self.V, theta, scaled).split([len(b[i]) for i in large]) if large else ())
+        columns = []
+        for shape, block, own in zip(self.shapes, self.blocks(J), b, strict=True):
+            if block is None:
+                columns.append(next(of_large))
+            else:
+                s = shape.effects
+                product = block.transpose(1, 2).reshape(-1, s) @ own.view(s, -1)
+                columns.append(product.view(s, -1, shape.levels).transpose(1, 2).reshape(len(own), -1))
+        return columns
