@@ -37,6 +37,7 @@ class AR1Matrix(Matrix):
     """
 
     lags: Tensor
+    lag_bits: Tensor
     lag_index: Tensor
 
     def __init__(self, times: Any, *, start: Any = None) -> None:
@@ -49,14 +50,15 @@ class AR1Matrix(Matrix):
             raise ValueError("`AR1Matrix` needs times that differ; two observations of one group have the same time.")
         lags, index = torch.cdist(t, t, p=1.0).to(torch.int64).unique(return_inverse=True)
         super().__init__((len(t), len(t)), ["sigma^2", "rho"], [TransformExpPow2(), _range_of_rho(lags)], start=start)
-        self._bits = int(lags[-1]).bit_length()
+        bits = torch.arange(int(lags[-1]).bit_length(), device=lags.device)
         self.register_buffer("lags", lags, persistent=False)
+        self.register_buffer("lag_bits", (lags >> bits[:, None]) % 2 == 1, persistent=False)
         self.register_buffer("lag_index", index, persistent=False)
 
     def _by_lag(self, params: Tensor) -> Tensor:
         """The covariance at each of ``lags``."""
         sigma2, rho = self.trans_params(params)
-        return sigma2 * _power(rho, self.lags, self._bits)
+        return sigma2 * _power(rho, self.lag_bits)
 
     def build(self, params: Tensor) -> Tensor:
         return self._by_lag(params)[self.lag_index]
@@ -82,13 +84,13 @@ def _range_of_rho(lags: Tensor) -> Transform:
     return ends if bool((lags == 1).any()) else TransformChain([TransformScaleShift(1.0, 1.0), ends])
 
 
-def _power(base: Tensor, exponents: Tensor, bits: int) -> Tensor:
-    """``base`` to integer exponents of so many bits, by squaring.
+def _power(base: Tensor, bits: Tensor) -> Tensor:
+    """``base`` to m integer exponents by squaring; their bits are of shape (number of bits, m), the lowest first.
 
     A polynomial has all its derivatives at 0, in every mode of autograd; those of ``torch.pow`` are NaN there.
     """
-    result = base.new_ones(exponents.shape)
-    for b in range(bits):
-        result = torch.where((exponents >> b) % 2 == 1, result * base, result)
-        base = base * base
+    result = base.new_ones(bits.shape[1])
+    for b, odd in enumerate(bits):
+        base = base * base if b else base
+        result = torch.where(odd, result * base, result)
     return result
