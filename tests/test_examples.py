@@ -1,10 +1,13 @@
-"""Each example runs as it stands and prints what it says."""
+"""Each example runs as it stands, or on a small table, and prints what it says."""
 
 import contextlib
 import io
 import runpy
+import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -18,16 +21,62 @@ EXPECTED = {
     ],
     "own_structure.py": ["Converged after", "walk/sigma^2", "noise/sigma^2"],
 }
+WITH_OPTIONS = {"lmmnn_simulation.py", "insteval_folds.py", "reml_against_ml.py"}
+SMALL = ["--rows", "800", "--epochs", "2", "--repetitions", "1"]
+
+
+def printed(name: str, *options: str) -> str:
+    """What an example prints when it is called with options."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "argv", [name, *options])
+        patch.syspath_prepend(EXAMPLES)
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return out.getvalue()
 
 
 def test_every_example_is_expected() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED) | WITH_OPTIONS
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example(name: str) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    found = printed(name)
     for line in EXPECTED[name]:
-        assert line in printed.getvalue()
+        assert line in found
+
+
+@pytest.mark.filterwarnings("ignore:The fit did not converge")  # of six parameters to 80 subjects
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--tables", "modes", "--only", "q=1000 "], 4),
+        (["--tables", "one", "--only", "q=100 sigma2=10", "--methods", "one-hot", "embedding"], 2),
+        (["--tables", "two", "--only", "True", "--methods", "embedding", "alternating"], 2),
+        (["--tables", "longitudinal", "--only", "own", "--methods", "floor", "batch"], 4),
+        (["--tables", "papers", "--only", "q=1000 sigma2=10", "--methods", "batch"], 1),
+    ],
+)
+def test_lmmnn_simulation(options: list[str], rows: int, tmp_path: Path) -> None:
+    options = ["--run", *options, *SMALL, "--results", str(tmp_path / "results.csv")]
+    first, again = printed("lmmnn_simulation.py", *options), printed("lmmnn_simulation.py", *options)
+    assert len(pd.read_csv(tmp_path / "results.csv")) == rows
+    assert first.endswith(again)  # nothing is run twice
+    assert again.count("(1)") == rows
+
+
+def test_committed_results_are_printed() -> None:
+    assert "LMMNN publ." in printed("lmmnn_simulation.py")
+
+
+def test_insteval_folds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    columns = {"s": 9, "d": 7, "studage": 4, "lectage": 6, "service": 2, "dept": 5}
+    table = pd.DataFrame({name: rng.integers(levels, size=200) for name, levels in columns.items()})
+    table.assign(y=table.service + rng.standard_normal(200)).to_csv(tmp_path / "table.csv", index=False)
+    assert "network, crossed effects" in printed("insteval_folds.py", str(tmp_path / "table.csv"), "--steps", "3")
+
+
+def test_reml_against_ml() -> None:
+    found = printed("reml_against_ml.py", "--rows", "100", "--steps", "2", "--repetitions", "1", "--shares", "0.2")
+    assert "| 0.2 |" in found
