@@ -93,10 +93,10 @@ def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: boo
         S = G.mean_diagonal(theta) if effects.alike else G.diagonal(theta)[term.codes]
         return OneEffect.apply(e, sigma2, S, own, None if term.design is None else term.design[:, 0], m)
     present, own = torch.unique(term.codes, return_inverse=True)
-    S = G.common_block(theta, q)
-    blocks = G.level_blocks(theta, q) if S is None else S[None]
+    shared = G.common_block(theta, q)
+    blocks = G.level_blocks(theta, q) if shared is None else shared[None]
     assert blocks is not None
-    blocks = (blocks[present] if S is None else blocks).permute(1, 2, 0)
+    blocks = (blocks[present] if shared is None else blocks).permute(1, 2, 0)
     F = torch.cat([U, e[:, None]], dim=1)
     logdet_V, M = LevelTerms.apply(F, sigma2, blocks, own, term.design, len(present))
     L = torch.linalg.cholesky(M[:p, :p])

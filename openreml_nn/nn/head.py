@@ -6,7 +6,7 @@ its gradient reaches the network and θ in one backward pass.
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -124,8 +124,7 @@ class MixedModelHead(nn.Module):
             groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
                 rows once.
         """
-        device = output.device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with _without_autocast(output.device.type):
             r, X = self._against(output, y)
             restricted = self.method == "REML"
             if isinstance(groups, Rows) or self.mode == "exact":
@@ -305,6 +304,13 @@ class MixedModelHead(nn.Module):
             at, effect = torch.arange(q, device=theta.device), torch.arange(s, device=theta.device) * q
             rows = effect[:, None, None] + at
             return own.G.entries(theta, rows.expand(s, s, q), rows.transpose(0, 1).expand(s, s, q)).mean(2)
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    """Operations on a device in the dtypes that they are given."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _column(name: str, values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from openreml_nn import fit
 from openreml_nn.covariance import KnownMatrix, ScalarMatrix
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead, in_chunks
+from openreml_nn.testing.elsewhere import Elsewhere
 
 
 def minimise(loss, parameters, steps=60):
@@ -122,6 +123,39 @@ def test_casting_a_model_leaves_the_head_in_float64(make):
         assert torch.equal(one, two)
     moved = copy.deepcopy(model["head"]).to("meta")
     assert all(p.dtype == torch.float64 and p.is_meta for p in moved.parameters())
+
+
+def moved(given, device):
+    if isinstance(given, torch.Tensor):
+        return given.to(device)
+    return (
+        {k: moved(v, device) for k, v in given.items()}
+        if isinstance(given, dict)
+        else tuple(v.to(device) for v in given)
+    )
+
+
+@pytest.mark.skipif(not Elsewhere.works(), reason="this torch takes no device without tensors of its own")
+@pytest.mark.parametrize("mode", ["batch", "exact", "features"])
+def test_everything_happens_on_the_device_of_the_data(make, mode):
+    for name in ("intercepts", "slopes, crossed, kernel"):
+        case, head = make(name), make(name).head(mode=mode)
+        output = torch.randn(len(case.y), 2 if mode == "features" else 1)
+        expected = head(output, case.y, case.groups).item()
+        with Elsewhere() as device:
+            head.to(device.name)
+            data = [moved(part, device.name) for part in (output.requires_grad_(), case.y, case.groups)]
+            device.forget()
+            loss = head(*data)
+            loss.backward()
+            if (name, mode) == ("intercepts", "batch"):
+                assert len(device.reads) <= 2  # the range of the codes
+                assert not device.checks + device.writes
+            assert loss.item() == pytest.approx(expected, abs=1e-12)
+            head.start(*data[1:])
+            head.refit(*data, max_steps=0)
+            mean, _ = head.predict(data[0], data[2])
+            assert mean.device.type == device.name
 
 
 def saved(module):
