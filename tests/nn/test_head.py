@@ -144,7 +144,8 @@ def test_everything_happens_on_the_device_of_the_data(make, mode):
         expected = head(output, case.y, case.groups).item()
         with Elsewhere() as device:
             head.to(device.name)
-            data = [moved(part, device.name) for part in (output.requires_grad_(), case.y, case.groups)]
+            data = [moved(part, device.name) for part in (output, case.y, case.groups)]
+            data[0].requires_grad_()
             device.forget()
             loss = head(*data)
             loss.backward()
