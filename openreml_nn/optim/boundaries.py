@@ -45,12 +45,14 @@ class Place:
 
         Where a variance is next to nothing its score is small also if it points upwards. So a score that points to the
         only finite end runs there; between two finite ends the nearer one counts, raw 0 being the middle; and towards
-        infinity a parameter runs only if it has moved there from its start.
+        infinity a parameter runs only if it has moved there from its start. Of a variance that is at zero a score that
+        does not point upwards is enough, however little of it is left.
         """
         small = (np.abs(self.g) < bound) & (self.d < bound) & (self.held == 0)
         if not small.any():
             return np.zeros(len(small)), np.zeros(len(small))
-        way = np.sign(self.g) * (small & (self.g**2 > SLOPE * self.d))
+        at_zero = (self.g < 0) & (self.g > -AT) & (self.d < AT) & self.finite[0] & ~self.finite[1]
+        way = np.sign(self.g) * (small & ((self.g**2 > SLOPE * self.d) | at_zero))
         gone = small & (self.g == 0) & (self.d == 0)  # so far that nothing is left of its derivatives
         way = np.where(gone, np.sign(self.moved), way)
         ahead, behind = self._finite(way), self._finite(-way)
