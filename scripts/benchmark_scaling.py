@@ -7,6 +7,7 @@ parameters where these grow in another way. Small sizes are dominated by what do
 too low.
 
     OMP_WAIT_POLICY=PASSIVE python scripts/benchmark_scaling.py [--solver NAME …] [--threads 2] [--repeats 3] [--small]
+        [--cpu]
 """
 
 import argparse
@@ -65,17 +66,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="two sizes of each, small, to try the script")
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor, on a machine that others use too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu else time.perf_counter
     print(f"openreml_nn {metadata.version('openreml_nn')}, torch {torch.__version__}, {platform.machine()}, float64, "
-          f"{options.threads} threads, medians of {options.repeats}")  # fmt: skip
+          f"{options.threads} threads, medians of {options.repeats}{' in processor time' * options.cpu}")  # fmt: skip
     for series in all_series():
         if series.solver not in options.solver:
             continue
         sizes = [size // 8 if size > 100 else size for size in series.sizes[:2]] if options.small else series.sizes
         print(f"\n{series.solver}: {series.what} ({series.held})")
         print(f"{series.what:>36} {'n':>9} {'parameters':>10} {'prepare':>10} {'evaluate':>10}")
-        found = [measure(series.model(size), series.solver, options.repeats) for size in sizes]
+        found = [measure(series.model(size), series.solver, options.repeats, clock) for size in sizes]
         for size, (n, k, prepare, evaluate) in zip(sizes, found, strict=True):
             print(f"{size:36d} {n:9d} {k:10d} {prepare:9.4f}s {evaluate:9.4f}s")
         seconds = [[taken[part] for taken in found] for part in (2, 3)]
@@ -89,7 +92,7 @@ def main() -> None:
                 print(f"{'exponent in ' + name:>36} {'':20} {slopes[0]:10.2f} {slopes[1]:10.2f}", flush=True)
 
 
-def measure(V: Matrix, solver: str, repeats: int) -> tuple[int, int, float, float]:
+def measure(V: Matrix, solver: str, repeats: int, clock: Callable[[], float]) -> tuple[int, int, float, float]:
     """Rows, free parameters, median seconds of preparing and of evaluating; each is done once before, to warm up."""
     n = V.shape[0]
     generator = torch.Generator().manual_seed(1)
@@ -98,15 +101,15 @@ def measure(V: Matrix, solver: str, repeats: int) -> tuple[int, int, float, floa
     objective = REML(V, solver)
     prepares, evaluates = [], []
     for turn in range(repeats + 1):
-        began = time.perf_counter()
+        began = clock()
         problem = objective.prepare(y, X)
-        prepares.append(time.perf_counter() - began)
+        prepares.append(clock() - began)
         theta = (0.05 * turn + torch.zeros(V.num_params, dtype=torch.float64)).requires_grad_()
-        began = time.perf_counter()
+        began = clock()
         evaluation = problem.evaluate(theta)
         (-objective.loglik(evaluation)).backward()
         average_information(evaluation)
-        evaluates.append(time.perf_counter() - began)
+        evaluates.append(clock() - began)
         del problem, evaluation
     return n, len(V.free_index), statistics.median(prepares[1:]), statistics.median(evaluates[1:])
 
