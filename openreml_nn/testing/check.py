@@ -34,7 +34,7 @@ LAWS = (
     Law("deep copies and pickles are equal and independent", modules.copies, 2),
     Law("`state_dict` holds the thetas and not the cache", modules.state, 2),
     Law("dtypes follow the parameters and `float()`, `double()`", modules.dtypes, 2),
-    Law("the matrix moves between devices", modules.devices, 2),
+    Law("the matrix moves between devices", modules.devices, 1),
 )
 
 

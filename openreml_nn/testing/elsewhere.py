@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "lazy"  # a device that torch knows on every machine and that has no tensors of its own
+MOVES = {"_to_copy", "to", "copy_"}
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 SCALARS = {"fill_", "masked_fill", "masked_fill_", *INDEXING}  # take a number from the CPU, as elementwise ones do
 CHECKED = {"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky_inverse"}
@@ -41,7 +42,8 @@ class ElsewhereTensor(Tensor):
         options: dict[str, Any] = {"dtype": here.dtype, "layout": here.layout, "device": torch.device(DEVICE, 0)}
         if here.layout == torch.strided:
             options |= {"strides": here.stride(), "storage_offset": here.storage_offset()}
-        there = Tensor._make_wrapper_subclass(cls, here.shape, **options)
+        with torch.inference_mode(False):  # torch cannot make views of this kind in inference mode
+            there = Tensor._make_wrapper_subclass(cls, here.shape, **options)
         there.here = here
         return there
 
@@ -51,6 +53,9 @@ class ElsewhereTensor(Tensor):
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.here.__reduce_ex__(protocol)
 
     def __format__(self, form: str) -> str:
         return format(self.item() if not self.ndim else str(self), form)
@@ -102,10 +107,13 @@ class Elsewhere(TorchDispatchMode):
         self._threads = torch.autograd.set_multithreading_enabled(False)  # torch has no thread for this device
         self._lifts = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # constants come through here on their way to the device
+        self._overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # `data` of such a tensor cannot be replaced
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        torch.__future__.set_overwrite_module_params_on_conversion(self._overwrites)
         torch._C._set_only_lift_cpu_tensors(self._lifts)
         self._threads.__exit__(*error)
 
@@ -117,17 +125,20 @@ class Elsewhere(TorchDispatchMode):
         if not there and not to_there:
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        if name in ("_to_copy", "copy_"):
-            to_there = to_there if name == "_to_copy" else _is_there(args[0])
-            from_there = _is_there(args[-1] if name == "copy_" else args[0])
-            if to_there != from_there:
-                self._note(self.writes if to_there else self.reads, name)
+        if name in MOVES:
+            to_there = _is_there(args[0]) if name == "copy_" else to_there
+            if to_there and not _is_there(args[name == "copy_"]):
+                self._note(self.writes, name)
+            elif not to_there and str(target) != "meta":
+                self._note(self.reads, name)
         else:
             self._look(func, name, args, kwargs, [x for x in tensors if not _is_there(x)])
-        if "device" in kwargs:
+        if name == "_efficientzerotensor":  # zeros without memory, which only torch itself can multiply
+            func = torch.ops.aten.zeros.default
+        if target is not None and to_there:
             kwargs = kwargs | {"device": "cpu"}
         result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
-        if not to_there and name == "_to_copy":
+        if not to_there and name != "copy_":
             return result
         if to_there:
             result = tree_map(lambda x: ElsewhereTensor(x) if isinstance(x, Tensor) else x, result)

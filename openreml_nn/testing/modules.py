@@ -3,11 +3,16 @@
 import copy
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from openreml_nn.testing import values
 from openreml_nn.testing.case import Case, require, require_close, require_raises
+from openreml_nn.testing.elsewhere import DEVICE, Elsewhere
 
 
 def names(case: Case, theta: Tensor) -> None:
@@ -99,16 +104,29 @@ def dtypes(case: Case, theta: Tensor) -> None:
 
 
 def devices(case: Case, theta: Tensor) -> None:
-    """Moved to the first CUDA device, where there is one, and back."""
-    if not torch.cuda.is_available():
+    """Moved to the first CUDA device, or where there is none to one that is not there (`Elsewhere`), and back."""
+    if theta.device.type == DEVICE:
         return
-    moved = copy.deepcopy(case.matrix).to("cuda")
-    there = theta.to("cuda")
-    V = moved(there)
-    require(V.is_cuda, "the matrix is not on the device of its parameters")
-    require_close(V.cpu(), case.matrix(theta).cpu(), "the matrix on the other device")
-    rhs = case.random(V.shape[1], 2).to("cuda")
-    require_close(moved.matmul(there, rhs), V @ rhs, "`matmul` on the other device")
-    total = moved.add_to(torch.zeros_like(V), there)
-    require_close(total, V, "`add_to` on the other device")
-    require_close(moved.to(theta.device)(theta), case.matrix(theta), "the matrix moved back", tolerance=0.0)
+    with _another_device() as name:
+        if name is None:
+            return
+        there = theta.to(name)
+        moved = replace(case, matrix=copy.deepcopy(case.matrix).to(name), thetas=case.thetas.to(name))
+        V = moved.matrix(there)
+        require(V.device == there.device, "the matrix is not on the device of its parameters")
+        require_close(V.cpu(), case.matrix(theta).cpu(), "the matrix on another device")
+        for law in (values.products, values.elements, values.in_place_sum):
+            law(moved, there)
+        require_close(moved.matrix.to(theta.device)(theta), case.matrix(theta), "the matrix moved back", tolerance=0.0)
+
+
+@contextmanager
+def _another_device() -> Iterator[str | None]:
+    """The name of a device that is not the CPU; None where there is none to be had."""
+    if torch.cuda.is_available():
+        yield "cuda"
+    elif Elsewhere.works():
+        with Elsewhere() as device:
+            yield device.name
+    else:
+        yield None

@@ -176,6 +176,12 @@ class WrongTransGrad(Sound):
         Matrix.__init__(self, (4, 4), ["sigma^2", "tau^2"], [WrongSlope()])
 
 
+class StaysOnTheCPU(Sound):
+    def build(self, params: Tensor) -> Tensor:
+        sigma2, tau2 = self.trans_params(params)
+        return sigma2 * torch.eye(4, dtype=params.dtype) + tau2
+
+
 class HiddenParameter(Sound):
     def __init__(self) -> None:
         super().__init__()
@@ -251,6 +257,7 @@ class HidesCasts(Sound):
         (NoCopies, "copies"),
         (TakesAnyDictionary, "dictionary"),
         (HidesCasts, "`float\\(\\)`"),
+        (StaysOnTheCPU, "devices"),
     ],
 )
 def test_a_broken_law_is_found_and_named(make: Any, law: str) -> None:
