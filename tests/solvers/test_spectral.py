@@ -61,6 +61,7 @@ MODELS = {
     "more records than labels": over(DummyMatrix(LEVELS, levels=range(30)), KnownMatrix(SMALL)),
     "records without label": over(DummyMatrix(LEVELS, levels=range(25), unknown="zero"), KnownMatrix(SMALL[:25, :25])),
     "slopes": over(KhatriRaoMatrix(normal(N, 1), DummyMatrix(LEVELS, levels=range(30))), KnownMatrix(SMALL)),
+    "slope of one record a level": over(KhatriRaoMatrix(normal(N, 1), DummyMatrix(ONCE)), KnownMatrix(K)),
     "independent levels": over(DummyMatrix(LEVELS, levels=range(30)), ScalarMatrix(30)),
     "scale in a product": over(DummyMatrix(ONCE), KroneckerProduct(ScalarMatrix(1), KnownMatrix(K))),
     "fewer markers than rows": over(FEW, ScalarMatrix(40)),
