@@ -17,8 +17,10 @@ from openreml_nn.covariance import IncidenceMatrix, Matrix
 from openreml_nn.covariance.structures.incidence import pairs_within
 from openreml_nn.nn.batch import Term
 from openreml_nn.solvers import RandomTerm, random_terms
+from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, MixedModelEvaluation
 
+MATRICES_AT_PEAK = 4  # of the size of the covariance of the effects of the rest
 AT_ONCE = 2**22  # elements of a matrix of rows by effects that is made for their variances
 
 
@@ -170,6 +172,12 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
     """
     with torch.no_grad():
         problem = MixedModelEquationsSolver().prepare(V, y.detach(), X.detach())
+        q = problem.plan.size_of_rest
+        if variances:
+            require_memory(
+                MATRICES_AT_PEAK * 8 * q * q, y.device, f"The covariance of {q} effects ({q} x {q})",
+                "Predict without variances: `condition(..., variances=False)`.",
+            )  # fmt: skip
         evaluation = problem.evaluate()
         assert isinstance(evaluation, MixedModelEvaluation)
         equations, fixed, empty = evaluation.equations, problem.fixed, y.new_zeros(0)

@@ -1,11 +1,12 @@
 """Predictions: means and variances against dense conditioning, for known and new levels, crossed terms and kernels."""
 
+import psutil
 import pytest
 import torch
 
 from openreml_nn import fit
 from openreml_nn.covariance import DummyMatrix, KnownMatrix
-from openreml_nn.nn import Effects, MixedModelHead
+from openreml_nn.nn import Effects, MixedModelHead, posterior
 from openreml_nn.nn.posterior import quadratic_forms
 
 
@@ -139,6 +140,15 @@ def test_without_variances(make):
     assert variance is None
     with pytest.raises(ValueError, match="conditioned without variances"):
         head.predict(case.f, case.groups)
+
+
+def test_variances_that_do_not_fit_are_said(make, monkeypatch):
+    case = make("crossed")
+    head = case.head()
+    monkeypatch.setattr(posterior, "MATRICES_AT_PEAK", psutil.virtual_memory().total)
+    with pytest.raises(MemoryError, match=r"The covariance of 4 effects \(4 x 4\).*variances=False"):
+        head.condition(case.f, case.y, case.groups)
+    head.condition(case.f, case.y, case.groups, variances=False)
 
 
 @pytest.mark.parametrize("entries", [3, 100])
