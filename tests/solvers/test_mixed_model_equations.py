@@ -1,5 +1,7 @@
 """The mixed-model equations against the dense solver: every quantity of an evaluation, on a table of structures."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,8 +22,7 @@ from openreml_nn.covariance import (
     Sum,
     UnstructuredMatrix,
 )
-from openreml_nn.likelihood import average_information, beta, beta_cov, blup, predict, prediction_error_variance
-from openreml_nn.solvers import DenseSolver, choose_solver, random_terms
+from openreml_nn.solvers import DenseSolver, choose_solver
 from openreml_nn.solvers.cross_products import DenseCoupling, SparseCoupling
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
@@ -79,37 +80,13 @@ MODELS = {name: Sum(terms | RESIDUAL) for name, terms in CASES.items()} | {
 }
 
 
-def quantities(V: Sum, theta: Tensor, solver: str, objective: type[REML] | type[ML]) -> dict[str, Tensor]:
-    theta = theta.clone().requires_grad_()
-    model = objective(V, solver)
-    evaluation = model.prepare(y, X).evaluate(theta)
-    loglik = model.loglik(evaluation)
-    loglik.backward()
-    assert theta.grad is not None
-    found = {
-        "loglik": loglik.detach(), "score": theta.grad, "AI": average_information(evaluation),
-        "beta": beta(evaluation), "beta_cov": beta_cov(evaluation), "Py": evaluation.Py,
-        "solve": evaluation.solve(W), "project": evaluation.project(W), "diagonal": evaluation.inner_diagonal(W),
-    }  # fmt: skip
-    for term in random_terms(V, theta.detach()):
-        found[f"blup {term.name}"] = blup(evaluation, term)
-        found[f"pev {term.name}"] = prediction_error_variance(evaluation, term)
-    Z = {term.name: term.Z for term in random_terms(V, theta.detach())}
-    found["prediction"], found["its variance"] = predict(evaluation, X, Z)
-    return found
-
-
 @pytest.mark.parametrize("objective", [REML, ML])
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_dense(name: str, objective: type[REML] | type[ML]) -> None:
+def test_equals_dense(name: str, objective: type[REML] | type[ML], same_as_dense: Callable[..., None]) -> None:
     V = MODELS[name]
-    torch.manual_seed(0)
+    loose = {"its variance": 1e-7}  # a difference of numbers up to a thousand
     for theta in (V.theta.detach(), torch.randn(V.num_params, dtype=torch.float64)):
-        ours = quantities(V, theta, "mixed_model_equations", objective)
-        for key, value in quantities(V, theta, "dense", objective).items():
-            near = 1e-9 * max(1.0, value.abs().max().item())
-            near = 1e-7 if key == "its variance" else near  # a difference of numbers up to a thousand
-            torch.testing.assert_close(ours[key], value, rtol=1e-9, atol=near, msg=f"{key} differs")
+        same_as_dense(V, theta, y, X, "mixed_model_equations", objective=objective, loose=loose)
 
 
 @pytest.mark.parametrize("objective", [REML, ML])
@@ -133,11 +110,11 @@ def test_weight_of_zero_is_refused() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_variance_next_to_zero(which: int) -> None:
+def test_variance_next_to_zero(which: int, quantities: Callable[..., dict[str, Tensor]]) -> None:
     V = MODELS["crossed"]
     theta = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     theta[which] = -25.0
-    ours, dense = (quantities(V, theta, s, REML) for s in ("mixed_model_equations", "dense"))
+    ours, dense = (quantities(V, theta, y, X, s) for s in ("mixed_model_equations", "dense"))
     for key, value in dense.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-8, atol=1e-13, msg=f"{key} differs")
     torch.testing.assert_close(ours["score"][which], dense["score"][which], rtol=1e-6, atol=0.0)
