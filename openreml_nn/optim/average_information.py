@@ -34,6 +34,12 @@ _ARRAYS = {
 }  # fmt: skip
 
 
+def _undecorated(name: str) -> Any:
+    """A method of torch's optimisers without what torch's compiler has put around it, whose import takes a second."""
+    method = getattr(torch.optim.Optimizer, name)
+    return getattr(method, "__wrapped__", method)
+
+
 class ConfoundedParameters(ValueError):
     """The information is singular: the data cannot tell some parameters apart."""
 
@@ -130,6 +136,9 @@ class AverageInformation(torch.optim.Optimizer):
         self._left: list[tuple[int, int]] | None = None
         self.control = control or TrustRegion()
         self.tolerance = tolerance
+
+    add_param_group = _undecorated("add_param_group")
+    zero_grad = _undecorated("zero_grad")
 
     # ---- what a caller reads -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, Sum
 from openreml_nn.covariance.structures import IncidenceMatrix
-from openreml_nn.solvers.base import along_free
+from openreml_nn.solvers.base import along_free, derivatives_along
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
 
 
@@ -163,9 +163,8 @@ class TermCovariances:
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             z = self.small(theta)
-            batched = len(self.seeds) > 1
-            (rows,) = torch.autograd.grad(z, theta, self.seeds if batched else self.seeds[0], is_grads_batched=batched)
-        return z.detach(), rows[self.seed] * self.owned if batched else rows * self.owned
+        rows = derivatives_along(z, theta, self.seeds)
+        return z.detach(), (rows[self.seed] if len(rows) > 1 else rows) * self.owned
 
     def scaled(self, b: list[Tensor], z: Tensor, theta: Tensor) -> list[Tensor]:
         """G b of each term, shape (q,), for b of shape (q,)."""
