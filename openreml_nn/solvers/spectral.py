@@ -25,6 +25,8 @@ from openreml_nn.solvers.reductions import Reduction, Source, reduce
 from openreml_nn.solvers.spectral_form import KernelForm, kernel_form
 from openreml_nn.solvers.terms import RandomTerm
 
+LOST = 1e-3  # share of a quadratic form below which a difference loses too many digits of it
+
 
 class SpectralSolver(Solver):
     """Reduce the kernel to a band once, 4/3 n³ operations; an evaluation takes n times the square of the bandwidth.
@@ -202,22 +204,23 @@ class SpectralEvaluation(Evaluation):
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _WHX(self) -> Tensor:
-        """W H [F'U F'Fz] with v'V⁻¹AV⁻¹v = (Hc)'W(Hc), shape (size, p + 1)."""
-        return self.problem.reduction.times(self.HX) if self.problem.form.rows.orthonormal else self.HX
-
-    @cached_property
     def _second(self) -> np.ndarray:
-        """X'V⁻¹AV⁻¹X and X'V⁻¹V⁻¹X for X = [U Fz], Fz = e − Uγ̂, shape (2, p + 1, p + 1)."""
-        p = self.problem.p
-        with_A = gram(self.HX, self._WHX)
-        if self.problem.form.rows.orthonormal:
-            T = np.eye(p + 1)
-            T[:, p] = self.z
-            return np.stack([with_A, gram(self.HX, self.HX) + self.of_rest**2 * (T.T @ self.problem.E @ T)])
-        whole = np.zeros_like(with_A)
+        """X'V⁻¹AV⁻¹X and X'V⁻¹V⁻¹X for X = [U Fz], Fz = e − Uγ̂, shape (2, p + 1, p + 1).
+
+        One of them gives the other, by a X'V⁻¹AV⁻¹X + b X'V⁻¹V⁻¹X = X'V⁻¹X.
+        """
+        p, span = self.problem.p, gram(self.HX, self.HX)
+        whole = np.zeros_like(span)
         whole[:p, :p], whole[p, p] = self.M, self._ePe
-        return np.stack([with_A, (whole - self.a * with_A) / self.b])
+        if not self.problem.form.rows.orthonormal:
+            return np.stack([span, (whole - self.a * span) / self.b])
+        T = np.eye(p + 1)
+        T[:, p] = self.z
+        without = span + self.of_rest**2 * (T.T @ self.problem.E @ T)
+        part_of_A = whole - self.b * without
+        if (part_of_A.diagonal() > LOST * whole.diagonal()).all():
+            return np.stack([part_of_A / self.a, without])
+        return np.stack([gram(self.HX, self.problem.reduction.times(self.HX)), without])
 
     def _row_jacobians(self) -> tuple[list[Tensor], list[Tensor]]:
         """Those of U and e whose gradient is wanted, and the derivatives of the three terms with respect to them."""
@@ -246,14 +249,15 @@ class SpectralEvaluation(Evaluation):
         return self._back(self.of_theta[:, self.problem.V.free_index])
 
     def inner(self, rhs: Tensor) -> Tensor:
-        problem, p, Hc, WHc = self.problem, self.problem.p, self.Hc[:, None], self._WHX[:, -1:]
-        BHc = WHc if problem.form.rows.orthonormal else problem.reduction.times(Hc)
-        (_, bb), (aa, ab) = gram(torch.cat([Hc, WHc], dim=1), self.H(torch.cat([BHc, Hc], dim=1)))
+        problem, p, Hc, N = self.problem, self.problem.p, self.Hc[:, None], self._second
+        BHc = problem.reduction.times(Hc)
+        pair = torch.cat([Hc, BHc], dim=1)
+        (s, sB), (_, sBB) = gram(pair, self.H(pair))
         if problem.form.rows.orthonormal:
-            bb += self.of_rest**3 * (self.z @ problem.E @ self.z)
+            aa, ab, bb = sBB, sB, s + self.of_rest**3 * (self.z @ problem.E @ self.z)
         else:
-            bb = (self._second[1, p, p] - self.a * ab) / self.b
-        n = self._second[:, :p, p]
+            aa, ab, bb = sB, s, (N[1, p, p] - self.a * s) / self.b
+        n = N[:, :p, p]
         K = self._back(np.array([[aa, ab], [ab, bb]]) - n @ self.M_inverse @ n.T)
         return rhs.mT @ K @ rhs
 
