@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -63,6 +63,7 @@ class MixedModelDataModule(L.LightningDataModule):
         self.table, self.fixed = table, fixed
         self._limit: int | float | None = None
         self._tables = (validation_table, predict_table)
+        self._moved: dict[int, tuple[Any, torch.device, Any]] = {}  # batches, and themselves on a device
         self.validation_rows: NewRowsBatch | None = None
         self.predict_rows: NewRowsBatch | None = None
         self._shared = None
@@ -133,9 +134,17 @@ class MixedModelDataModule(L.LightningDataModule):
         )
         self._take(part, batch)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on the device, moved there once: each step gets the same one."""
+        kept, where, moved = self._moved.get(id(batch), (None, None, None))
+        if kept is not batch or where != device:
+            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+            self._moved[id(batch)] = (batch, device, moved)
+        return moved
+
     def _take(self, model: MixedModel, batch: Batch) -> None:
         """Fit to a batch, and predict new rows by its model."""
-        self.batch = batch
+        self.batch, self._moved = batch, {}
         validation, predicted = self._tables
         self.validation_rows = self._new_rows(validation, model, batch, with_response=True)
         self.predict_rows = self._new_rows(predicted, model, batch)

@@ -153,6 +153,7 @@ class REMLModule(L.LightningModule):
         Raises:
             ValueError: The module has seen no data.
         """
+        self._join_data()
         at = (self.covariance.theta.detach(), len(self.history))
         if self._result is not None and self._result[1] == at[1] and torch.equal(self._result[0], at[0]):
             return self._result[2]
@@ -174,12 +175,18 @@ class REMLModule(L.LightningModule):
         self._result = (theta, len(self.history), result) if self._world.size > 1 else None
         return result
 
+    def _join_data(self) -> None:
+        """Lightning takes a module to the CPU when a fit ends; V belongs where the data have stayed."""
+        if self._problem is not None:
+            self.covariance.to(self._problem.fixed.e.device)
+
     def last_complete_step(self) -> None:
         """Take back a step that was cut off: the thetas are those after the last one in ``history``."""
         self.covariance.set_theta(self._theta)
 
     def natural_scale(self) -> tuple[np.ndarray, np.ndarray]:
         """Estimates and standard errors of the variance parameters after the last step, as ``natural_names`` are."""
+        self._join_data()
         V, k = self.covariance, self.covariance.num_params
         held, free = np.zeros(k, dtype=int), V.free_index
         if self.progress is None:

@@ -21,7 +21,7 @@ INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_imp
 SCALARS = {"fill_", "masked_fill", "masked_fill_", *INDEXING}  # take a number from the CPU, as elementwise ones do
 CHECKED = {"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky_inverse"}
 DEPENDS_ON_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-PACKAGE = Path(__file__).parents[1]
+PACKAGE, TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
 
 
 class TwoDevices(RuntimeError):
@@ -168,12 +168,14 @@ class Elsewhere(TorchDispatchMode):
 
     @staticmethod
     def _note(events: list[str], name: str) -> None:
-        """Add an event with the line of the package that it comes from."""
-        frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)]
-        frames = [frame for frame in frames if frame.filename != __file__]
-        last = frames[-1] if frames else None
-        where = f" at {Path(last.filename).relative_to(PACKAGE)}:{last.lineno}: {last.line}" if last else ""
-        events.append(f"{name}{where}")
+        """Add an event with the line that it comes from, of this package if there is one, else outside of torch."""
+        frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+        own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+        others = [frame for frame in frames if not Path(frame.filename).is_relative_to(TORCH)]
+        at = (own or others)[-1]
+        file = Path(at.filename)
+        where = file.relative_to(PACKAGE) if own else Path(*file.parts[-2:])
+        events.append(f"{name} at {where}:{at.lineno}: {at.line}")
 
 
 def _is_there(x: Any) -> bool:
