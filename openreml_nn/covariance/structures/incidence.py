@@ -280,16 +280,17 @@ def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:
     """Codes and labels of one factor, levels sorted, or in the order of the categories of a categorical."""
     if isinstance(factor, Tensor):
         factor = factor.detach().cpu().numpy()
-    column = pd.Series(factor)
+    column = factor if isinstance(factor, np.ndarray) and factor.ndim == 1 else pd.Series(factor)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "i":
+        found = _codes_of_integers(np.asarray(column))
+        if found is not None:
+            return found
+    column = pd.Series(column)
     if column.isna().any():
         raise ValueError(f"`DummyMatrix` got {int(column.isna().sum())} missing values in factor {column.name!r}.")
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column if full else column.cat.remove_unused_categories()
         return column.cat.codes.to_numpy(np.int64), list(column.cat.categories)
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "i":
-        found = _codes_of_integers(column.to_numpy())
-        if found is not None:
-            return found
     codes, unique = pd.factorize(column, sort=True)
     return codes.astype(np.int64), list(unique)
 
