@@ -46,6 +46,7 @@ from openreml_nn.optim import (
     newton_decrement,
     require_estimable,
 )
+from openreml_nn.optim.host import to_host
 from openreml_nn.result import FitResult, natural_scale
 from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver, processes
 
@@ -281,20 +282,21 @@ class REMLModule(L.LightningModule):
         """
         V, evaluation = self.covariance, self._evaluation
         assert evaluation is not None
-        H = self._information = self._current_information().detach().cpu().numpy()
         self._theta = evaluation.theta.detach()
         free = [p for p in V.theta_parameters() if p.requires_grad]
-        g = -torch.cat([p.grad if p.grad is not None else torch.zeros_like(p) for p in free]).cpu().numpy()
-        decrement = newton_decrement(H, g)
+        gradient = torch.cat([p.grad if p.grad is not None else torch.zeros_like(p) for p in free])
+        steps = torch.stack([V.theta, self._theta]) - before
+        loglik, g, H, moved = to_host(self.objective.loglik(evaluation), -gradient, self._current_information(), steps)
+        self._information, decrement = H, newton_decrement(H, g)
         done = decrement <= self.tolerance
         if done:
             V.set_theta(self._theta)
         return Progress(
             iteration=len(self.history) + 1,
-            loglik=float(self.objective.loglik(evaluation).detach()),
+            loglik=float(loglik),
             score_norm=float(np.linalg.norm(g)),
             decrement=decrement,
-            step_norm=float((V.theta.detach() - before).norm()),
+            step_norm=float(np.linalg.norm(moved[int(done)])),
             step_length=math.nan,
             trials=self._trials,
             condition=float(np.linalg.cond(H)),
