@@ -300,7 +300,7 @@ def _codes_of_integers(values: np.ndarray) -> tuple[np.ndarray, Sequence[int]] |
     first, last = (int(values.min()), int(values.max())) if len(values) else (0, -1)
     if last - first > SPREAD * len(values):
         return None
-    place = values.astype(np.int64) - first
+    place = np.subtract(values, first, dtype=np.int64)
     seen = np.zeros(last - first + 1, dtype=bool)
     seen[place] = True
     return (np.cumsum(seen) - 1)[place], (np.flatnonzero(seen) + first).tolist()
