@@ -1,7 +1,8 @@
 """What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from openreml_nn.covariance import Matrix, Sum
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
+from openreml_nn.optim.host import to_host
 from openreml_nn.solvers import Evaluation, RandomTerm, random_terms
 from openreml_nn.solvers.terms import operands_of
 from openreml_nn.summary import aligned_text, variance_text
@@ -229,13 +231,20 @@ class FitResult:
 
         Args:
             X: Design of the new rows with all columns of the fitted X, shape (m, number of columns).
-            Z: Design of the new rows for each random term by name; a row of zeros for a new level.
+            Z: Design of the new rows for each random term by name; a row of zeros for a new level. Designs that are
+                not where the fit is are copied there.
             unseen: The other way round: new levels at a level of the fit that has their variance, rows of zeros for
                 levels of the fit. Without it a new level adds nothing to the standard error.
         """
         kept = self.evaluation.problem.fixed.kept
-        mean, variance = likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z or {}, unseen)
-        return pd.DataFrame({"prediction": mean.cpu().numpy(), "std_error": variance.clamp(min=0).sqrt().cpu().numpy()})
+        Z, unseen = self._designs(Z), self._designs(unseen)
+        mean, variance = to_host(*likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z, unseen))
+        return pd.DataFrame({"prediction": mean, "std_error": np.sqrt(variance.clip(min=0))})
+
+    def _designs(self, given: dict[str, Matrix] | None) -> dict[str, Matrix]:
+        """Designs where the fit is."""
+        device = self.theta.device
+        return {name: Z if Z.theta.device == device else deepcopy(Z).to(device) for name, Z in (given or {}).items()}
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -295,24 +304,29 @@ def natural_scale(
     """
     on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
     limit = torch.where(on == 0, theta, on * math.inf)
-    J = natural_jacobian(V, theta)
+    estimate, J = _natural_and_jacobian(V, theta, limit)
     estimated = ~np.isnan(np.diag(theta_cov))
     C = np.where(np.outer(estimated, estimated), theta_cov, 0.0)
     depends = (J[:, estimated] != 0).any(axis=1)
     variance = np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)
-    return V.natural(limit).cpu().numpy(), np.where(depends, np.sqrt(variance), math.nan), J != 0
+    return estimate, np.where(depends, np.sqrt(variance), math.nan), J != 0
 
 
-def natural_jacobian(V: Matrix, theta: Tensor) -> np.ndarray:
-    """Jacobian of ``V.natural``, shape (m, k); a diagonal where a structure's natural parameters are elementwise."""
-    slopes, blocks = V.trans_grad(theta).cpu().numpy(), [np.zeros((0, len(theta)))]
-    for _, leaf, index in V.leaves():
-        elementwise = type(leaf).natural is Matrix.natural
-        block = np.diag(slopes[index]) if elementwise else _jacobian(leaf.natural, theta[index])
+def _natural_and_jacobian(V: Matrix, theta: Tensor, limit: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """``V.natural(limit)`` and the Jacobian of ``V.natural`` at θ, shapes (m,) and (m, k), in one message.
+
+    The Jacobian is a diagonal where a structure's natural parameters are elementwise.
+    """
+    leaves = [(leaf, index) for _, leaf, index in V.leaves()]
+    curved = [torch.func.jacfwd(leaf.natural)(theta[index]) for leaf, index in leaves if not _is_elementwise(leaf)]
+    estimate, slopes, *own = to_host(V.natural(limit), V.trans_grad(theta), *curved)
+    blocks = [np.zeros((0, len(theta)))]
+    for leaf, index in leaves:
+        block = np.diag(slopes[index]) if _is_elementwise(leaf) else own.pop(0)
         blocks.append(np.zeros((len(block), len(theta))))
         blocks[-1][:, index] = block
-    return np.concatenate(blocks)
+    return estimate, np.concatenate(blocks)
 
 
-def _jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> np.ndarray:
-    return torch.func.jacfwd(function)(at).cpu().numpy()
+def _is_elementwise(leaf: Matrix) -> bool:
+    return type(leaf).natural is Matrix.natural
