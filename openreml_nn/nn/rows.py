@@ -4,7 +4,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.nn.batch import deviance_of
-from openreml_nn.solvers import Solver, choose_solver
+from openreml_nn.solvers import Problem, Solver, choose_solver
 
 
 class Rows:
@@ -22,6 +22,7 @@ class Rows:
     def __init__(self, V: Matrix, solver: str | Solver = "auto") -> None:
         self.V = V
         self.choice = choose_solver(V, solver)
+        self._first: Problem | None = None
 
     def __len__(self) -> int:
         return self.V.shape[0]
@@ -36,4 +37,6 @@ class Rows:
         """
         if len(y) != len(self):
             raise ValueError(f"The likelihood of these rows needs all {len(self)} of them, got {len(y)}.")
-        return deviance_of(self.choice.solver.prepare(self.V, y, X), restricted)
+        if self._first is None:  # without the history of y and X, which it would keep alive
+            self._first = self.choice.solver.prepare(self.V, y.detach(), X.detach())
+        return deviance_of(self._first.with_data(y, X), restricted)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.solvers.fixed_effects import FixedEffects
+from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.ranks import Ranks
 from openreml_nn.solvers.terms import RandomTerm
 
@@ -116,6 +116,17 @@ class Problem(ABC):
     def p(self) -> int:
         """Rank of X."""
         return self.fixed.p
+
+    def with_data(self, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "Problem":
+        """The problem of other data with the same V, whose designs are not gone through again.
+
+        Arguments are those of ``Solver.prepare``.
+        """
+        return self._with(prepare_fixed_effects(y, X, rank, self.ranks))
+
+    def _with(self, fixed: FixedEffects) -> "Problem":
+        """The problem of another y and X; a solver whose preparation depends on V keeps that."""
+        return type(self)(self.V, fixed)
 
     def mean_diagonal(self, term: Matrix, params: Tensor) -> Tensor:
         """The mean of the diagonal of V, or of an operand of V, over the rows of all processes."""

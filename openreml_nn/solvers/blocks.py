@@ -11,7 +11,7 @@ from torch import Tensor
 from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free
-from openreml_nn.solvers.block_pattern import BlockGroup, block_sizes, find_pattern, linking_designs
+from openreml_nn.solvers.block_pattern import BlockGroup, BlockPattern, block_sizes, find_pattern, linking_designs
 from openreml_nn.solvers.block_terms import backwards, block_factor, forwards
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.memory import require_memory
@@ -57,13 +57,16 @@ class BlockSolver(Solver):
 class BlockProblem(Problem):
     """The blocks of V, and U and e in their order."""
 
-    def __init__(self, V: Matrix, fixed: FixedEffects) -> None:
+    def __init__(self, V: Matrix, fixed: FixedEffects, pattern: BlockPattern | None = None) -> None:
         super().__init__(V, fixed)
-        self.pattern = find_pattern(V).to(fixed.e.device)
+        self.pattern = find_pattern(V).to(fixed.e.device) if pattern is None else pattern
         elements, computed, rows = len(self.pattern.element), self.pattern.elements.shape[1], len(self.pattern.order)
         needed = (6 + V.num_params) * elements + (8 + 4 * V.num_params) * computed + 4 * rows * (fixed.p + 1)
         require_memory(8 * needed, fixed.e.device, f"V of {self.n} observations in blocks of {elements} elements")
         self.F = self.pattern.spread(torch.cat([fixed.U, fixed.e[:, None]], dim=1))
+
+    def _with(self, fixed: FixedEffects) -> "BlockProblem":
+        return BlockProblem(self.V, fixed, self.pattern)
 
     def elements(self, theta: Tensor) -> Tensor:
         """The elements of V(θ) that differ, shape (D,)."""

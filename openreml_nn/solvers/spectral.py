@@ -102,6 +102,9 @@ class SpectralProblem(Problem):
         self.E = gram(left, left)
         self.U_left = left[:, :-1]
 
+    def _with(self, fixed: FixedEffects) -> "SpectralProblem":
+        return SpectralProblem(self.V, fixed, self.form, self.reduction)
+
     def into(self, v: Tensor) -> Tensor:
         """F'v on the host, shape (size, m)."""
         return self.reduction.rotate(self.form.rows.into(v)).cpu()

@@ -79,6 +79,9 @@ class SpectralTraitsProblem(Problem):
         self.eigenvalues = reduction.eigenvalues.to(fixed.e)
         self.F = self.into(torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach())
 
+    def _with(self, fixed: FixedEffects) -> "SpectralTraitsProblem":
+        return SpectralTraitsProblem(self.V, fixed, self.form, self.reduction)
+
     def into(self, v: Tensor) -> Tensor:
         """Rows, shape (n t, m), as rotated blocks, shape (n, t, m)."""
         grid = v[self.form.order].reshape(len(self.eigenvalues), -1)

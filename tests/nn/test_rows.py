@@ -25,7 +25,8 @@ def test_every_solver(case):
     for solver in solvers(case):
         head = case.head(mode="exact", solver=solver)
         rows = head.rows(case.groups)
-        for groups in (rows, case.groups, rows):
+        head(case.f.detach() + 1.0, torch.randn(len(case.y)), rows)  # other data, from which the next goes on
+        for groups in (rows, case.groups):
             agree(head(case.f, case.y, groups), case.loss(head), [case.f, *head.parameters()])
 
 
@@ -51,6 +52,24 @@ def test_gradients_are_those_of_differences(make, mode):
             return head(output, y, rows)
 
         assert gradcheck(loss, (output, case.y.requires_grad_(), *head.parameters()), atol=1e-6)
+
+
+def test_what_depends_on_the_levels_alone_is_kept(make):
+    for name, solver, kept in (("kernel", "spectral", "reduction"), ("intercepts", "blocks", "pattern")):
+        case = make(name)
+        head = case.head(mode="exact", solver=solver)
+        problem = SOLVERS[solver]().prepare(head.covariance(case.groups), case.y)
+        other = problem.with_data(torch.randn(len(case.y)), torch.randn(len(case.y), 2))
+        assert getattr(other, kept) is getattr(problem, kept)
+        assert other.p == 2
+
+
+def test_the_history_of_a_step_is_not_kept(make):
+    case = make("crossed")
+    head = case.head(mode="exact")
+    rows = head.rows(case.groups)
+    head(case.f, case.y, rows)
+    assert not rows._first.fixed.e.requires_grad
 
 
 def test_other_rows_are_refused():
