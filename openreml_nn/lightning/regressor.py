@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -36,6 +36,8 @@ class MixedModelRegressor(L.LightningModule):
         network: Gives f, or features, from x.
         head: The mixed model of its output.
         optimizer: Makes an optimizer of parameters; Adam by default.
+        start: Where the thetas start: ``"data"``: from the variance of y over the training rows, a share for each term;
+            ``"current"``: where they are; ``"auto"``: from the data if all are at their raw default 0.
         head_lr: Learning rate of the thetas, which then are a group of their own without weight decay; that of the
             network when left out. Thetas are logarithms of standard deviations or of their like.
         refit: Fit the variance parameters by REML at the end, the network being fixed.
@@ -51,13 +53,16 @@ class MixedModelRegressor(L.LightningModule):
         network: nn.Module,
         head: MixedModelHead,
         optimizer: Callable[[Iterable], Optimizer] = torch.optim.Adam,
+        start: Literal["auto", "data", "current"] = "auto",
         head_lr: float | None = None,
         refit: bool = False,
         variances: bool = True,
         rows: int = 4096,
     ) -> None:
         super().__init__()
-        self.network, self.head = network, head
+        if start not in ("auto", "data", "current"):
+            raise ValueError(f"`start` must be 'auto', 'data' or 'current', got {start!r}.")
+        self.network, self.head, self.start = network, head, start
         self.make_optimizer, self.head_lr = optimizer, head_lr
         self.refit, self.variances, self.rows = refit, variances, rows
         self.result: FitResult | None = None
@@ -75,6 +80,12 @@ class MixedModelRegressor(L.LightningModule):
             return self.make_optimizer(self.parameters())
         own = {"params": list(self.head.parameters()), "lr": self.head_lr, "weight_decay": 0.0}
         return self.make_optimizer([{"params": list(self.network.parameters())}, own])
+
+    def on_train_start(self) -> None:
+        untouched = not any(bool(p.any()) for p in self.head.parameters())
+        if self.trainer.global_step == 0 and (self.start == "data" or (self.start == "auto" and untouched)):
+            _, y, groups = self._whole(self.trainer.train_dataloader, evaluate=False)  # type: ignore[arg-type]
+            self.head.start(y, groups)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y, groups = batch
@@ -113,8 +124,8 @@ class MixedModelRegressor(L.LightningModule):
         else:
             self.head.condition(output, y, groups, self.variances)
 
-    def _whole(self, loader: Iterable) -> tuple[Tensor, Tensor, Any]:
-        """Output, response and levels of all rows, with the network in evaluation mode."""
+    def _whole(self, loader: Iterable, evaluate: bool = True) -> tuple[Tensor, Tensor, Any]:
+        """Output of the network in evaluation mode (the response again without), response and levels of all rows."""
         parts, training = [], self.training
         precision = None if self._trainer is None else self._trainer.precision_plugin
         self.eval()
@@ -123,7 +134,7 @@ class MixedModelRegressor(L.LightningModule):
                 x, y, groups = self.transfer_batch_to_device(batch, self.device, 0)
                 with nullcontext() if precision is None else precision.forward_context():
                     x = x if precision is None else precision.convert_input(x)
-                    parts.append((self._in_chunks(x), y, groups))
+                    parts.append((self._in_chunks(x) if evaluate else y, y, groups))
         self.train(training)
         if not parts:
             raise ValueError("`MixedModelRegressor` needs training rows to predict the random effects; there are none.")

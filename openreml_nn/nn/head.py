@@ -21,7 +21,7 @@ from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
 from openreml_nn.optim import data_start
 from openreml_nn.result import FitResult
-from openreml_nn.solvers import Solver
+from openreml_nn.solvers import NotPositiveDefinite, Solver
 from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 
@@ -123,15 +123,23 @@ class MixedModelHead(nn.Module):
             y: Response, shape (m,) or (m, 1).
             groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
                 rows once.
+
+        Raises:
+            ValueError: Shapes or codes do not fit.
+            NotPositiveDefinite: V is not positive definite at the present thetas.
         """
         with _without_autocast(output.device.type):
             r, X = self._against(output, y)
             restricted = self.method == "REML"
-            if isinstance(groups, Rows) or self.mode == "exact":
-                rows = groups if isinstance(groups, Rows) else self.rows(groups)
-                deviance, p = rows.deviance(r, X, restricted)
-            else:
-                deviance, p = batch_deviance(self._terms(groups, len(r)), self.residual, r, X, restricted)
+            try:
+                if isinstance(groups, Rows) or self.mode == "exact":
+                    rows = groups if isinstance(groups, Rows) else self.rows(groups)
+                    deviance, p = rows.deviance(r, X, restricted)
+                else:
+                    deviance, p = batch_deviance(self._terms(groups, len(r)), self.residual, r, X, restricted)
+            except torch.linalg.LinAlgError as error:
+                at = ", ".join(f"{name} = {value:.4g}" for name, value in self.variance().items())
+                raise NotPositiveDefinite(f"V of these {len(r)} rows is not positive definite at {at}.") from error
             free = len(r) - p if restricted else len(r)
             return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / len(r))
 
@@ -238,7 +246,7 @@ class MixedModelHead(nn.Module):
         self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
         return result
 
-    # ---- moving and saving -----------------------------------------------------------------------------------------
+    # ---- moving and saving -------------------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixedModelHead":
         """Move to devices, but stay in float64 whatever a network around is cast to."""

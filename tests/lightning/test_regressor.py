@@ -145,6 +145,21 @@ def test_own_learning_rate_of_the_thetas():
     assert len(own["params"]) == len(list(module.head.parameters()))
 
 
+def test_thetas_start_from_the_data(trainer):
+    data = Visits()
+    for start, moves in (("auto", True), ("data", True), ("current", False)):
+        module = regressor(start=start, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
+        variance = module.head.variance()["residual/sigma^2"]
+        assert variance == pytest.approx(data.y.var().item() / 3 if moves else 1.0)
+    module = regressor(optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    module.head.residual.set_theta(torch.ones(1))
+    trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
+    assert module.head.residual.theta.item() == 1.0
+    with pytest.raises(ValueError, match="`start` must be"):
+        regressor(start="zero")
+
+
 def test_without_validation_and_without_a_trainer():
     data, module = Visits(), regressor(variances=False)
     module.condition(loader(data))

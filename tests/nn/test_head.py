@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from openreml_nn import fit
-from openreml_nn.covariance import KnownMatrix, ScalarMatrix
+from openreml_nn.covariance import KnownMatrix, Matrix, ScalarMatrix
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead, in_chunks
+from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.testing.elsewhere import Elsewhere
 
 
@@ -306,6 +307,19 @@ def test_refused_batches():
     head.condition(y, y - 1.5, whole)
     with pytest.raises(ValueError, match="'observation' or a 'mean'"):
         head.predict(y, whole, of="everything")
+
+
+def test_a_covariance_that_fails_is_named():
+    class Indefinite(ScalarMatrix):
+        def build(self, params):
+            return -super().build(params)
+
+        submatrix = Matrix.submatrix
+        common_block = level_blocks = lambda *_: None
+
+    head = MixedModelHead({"a": Effects(2, covariance=Indefinite(2, start=9.0))})
+    with pytest.raises(NotPositiveDefinite, match=r"V of these 3 rows.* at a/sigma\^2 = 9, residual/sigma\^2 = 1\."):
+        head(torch.zeros(3), torch.ones(3), torch.tensor([0, 0, 1]))
 
 
 def test_kernels_of_many_levels_use_those_of_the_batch():
