@@ -147,7 +147,7 @@ class Effects(nn.Module):
             what = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
             raise ValueError(f"{name!r} needs integer codes of shape ({rows},), one for each row, got {what}.")
         if rows:
-            low, high = (int(bound) for bound in torch.aminmax(codes))
+            low, high = torch.stack(torch.aminmax(codes)).tolist()
             if high >= self.num_levels or low < (-1 if unknown else 0):
                 hint = "" if unknown or low != -1 else (
                     " (−1 is an unknown level. The likelihood needs the level of each row: leave such rows out, or "
