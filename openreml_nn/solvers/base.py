@@ -94,6 +94,11 @@ class Problem(ABC):
         n = fixed.n_here
         if V.shape != (n, n):
             raise ValueError(f"V must be of shape ({n}, {n}) for {n} observations, got {V.shape}.")
+        if V.num_params and V.theta.device != fixed.e.device:
+            raise ValueError(
+                f"V and y must be on one device, got V on {V.theta.device} and y on {fixed.e.device}. Move V by "
+                f"`V.to(y.device)`, or y."
+            )
         self.V = V
         self.fixed = fixed
 
