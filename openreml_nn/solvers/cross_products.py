@@ -16,7 +16,7 @@ from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures.incidence import IncidenceMatrix
 from openreml_nn.solvers.layouts import DenseLayout, Layout, choose_layout
 from openreml_nn.solvers.memory import require_memory
-from openreml_nn.solvers.sparse import sparse_matrix
+from openreml_nn.solvers.sparse import by_rows, sparse_matrix, transposed, transposed_rows
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
 Column = tuple[Tensor, Tensor]  # of B_T: where the element of each row is, and the element
@@ -118,19 +118,24 @@ class SparseCoupling(Coupling):
                  chain: bool = False) -> None:  # fmt: skip
         self.level, self.column, self.value, self.shape = level, column, value, shape
         s, L, q = shape
-        left, right = _pairs_below(level, L)  # of columns in order: the lower triangle of the rest
-        self.layout: Layout = choose_layout(column[left], column[right], q) if chain else DenseLayout(q)
-        self.pair_level = level[left]
-        self.place = self.layout.place(column[left], column[right])
-        self.product = (value[:, None, left] * value[None, :, right]).flatten(0, 1)
-        both = torch.where(left == right, self.product, 2.0 * self.product)  # of both triangles
-        rows = torch.cat([a * L + level for a in range(s)])
-        columns, values = column.repeat(s), value.reshape(-1)
-        self.C = sparse_matrix(rows, columns, values, (s * L, q), ordered=True)
-        self.C_transposed = sparse_matrix(columns, rows, values, (q, s * L))
-        rows = torch.cat([a * L + self.pair_level for a in range(s * s)])
-        shape_of_pairs = (s * s * L, self.layout.length)
-        self.pairs = sparse_matrix(rows, self.place.repeat(s * s), both.reshape(-1), shape_of_pairs, ordered=True)
+        sizes = torch.bincount(level, minlength=L)
+        self.C = by_rows(sizes.repeat(s), column.repeat(s), value.reshape(-1), (s * L, q))
+        self.C_transposed = transposed(self.C)
+        right, counts = _pairs_below(sizes)
+        lower, upper = column.repeat_interleave(counts), column.index_select(0, right)
+        self.layout: Layout = choose_layout(lower, upper, q) if chain else DenseLayout(q)
+        place, last = self.layout.place(lower, upper), counts.cumsum(0) - 1
+        pairs = sizes * (sizes + 1) // 2
+        once, both = [], []
+        for left in value:
+            for other in value:
+                product = left.repeat_interleave(counts) * other.index_select(0, right)
+                once.append(product)
+                both.append((2.0 * product).index_copy_(0, last, product[last]))  # of both triangles
+        of_pairs = pairs.repeat(s * s), place.repeat(s * s)
+        length = self.layout.length
+        self.to_levels = by_rows(*of_pairs, torch.cat(both), (s * s * L, length))
+        self.to_places, self.filled = transposed_rows(by_rows(*of_pairs, torch.cat(once), (s * s * L, length)))
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)
@@ -140,13 +145,11 @@ class SparseCoupling(Coupling):
         return (self.C @ rest).view(s, L, -1).transpose(1, 2)
 
     def schur(self, A: Tensor, K: Tensor) -> Tensor:
-        part = K.flatten(0, 1).index_select(1, self.pair_level).mul_(self.product)
-        part = part[0] if len(part) == 1 else part.sum(0)
-        return A.clone().index_add_(0, self.place, part, alpha=-1.0)
+        return A.clone().index_add_(0, self.filled, self.to_places @ K.reshape(-1), alpha=-1.0)
 
     def within(self, Phi: Tensor) -> Tensor:
         s, L, _ = self.shape
-        blocks = (self.pairs @ Phi).view(s, s, L)
+        blocks = (self.to_levels @ Phi).view(s, s, L)
         return blocks if s == 1 else 0.5 * (blocks + blocks.transpose(0, 1))
 
 
@@ -170,7 +173,7 @@ def cross_products(
     x = F.new_zeros((0, 1)) if first is None else first.effect_values(F)
     s = x.shape[1]
     wx = x if weight is None or first is None else weight[:, None] * x
-    rows = weighted if first is not None else weighted[:0]
+    of_first, of_F = _sums(codes, wx, [x, F], L)
     columns, by_codes = _columns_of_rest(rest, F), all(isinstance(Z, IncidenceMatrix) for Z in rest)
     coupling = _sparse_or_dense(codes, wx, columns, (s, L, q), chain) if by_codes and L and q else _dense(
         codes, wx, rest, (s, L, q))  # fmt: skip
@@ -178,8 +181,8 @@ def cross_products(
     require_memory(8 * 6 * length, F.device, f"The dense part of {q} effects ({length} elements)")
     of_rest = _products_of_columns(columns, F, weight, coupling.layout)
     return CrossProducts(
-        first=_sums(codes, wx, x, L),
-        first_F=_sums(codes, x, rows, L),
+        first=of_first,
+        first_F=of_F,
         coupling=coupling,
         rest=of_rest if by_codes else _with_dense_designs(of_rest.view(q, q), rest, F, weight).view(-1),
         rest_F=torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, F.shape[1])),
@@ -187,20 +190,24 @@ def cross_products(
     )
 
 
-def _pairs_below(level: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions (i, j), j ≤ i, of the same level, for levels in order."""
-    sizes = torch.bincount(level, minlength=count)
-    position = torch.arange(len(level), device=level.device)
-    start = (sizes.cumsum(0) - sizes)[level]  # of the level of each position
-    pairs = position - start + 1  # of each position with those up to it
-    left = position.repeat_interleave(pairs)
-    shift = start - (pairs.cumsum(0) - pairs)
-    return left, torch.arange(len(left), device=level.device) + shift[left]
+def _pairs_below(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """For entries in the order of levels of these sizes: the entries up to each in its level, and how many they are."""
+    index = torch.int32 if int((sizes * (sizes + 1) // 2).sum()) < 2**31 else torch.int64
+    entry = torch.arange(int(sizes.sum()), dtype=index, device=sizes.device)
+    start = (sizes.cumsum(0) - sizes).to(index).repeat_interleave(sizes)
+    counts = entry - start + 1
+    ends = counts.cumsum(0)
+    right = torch.arange(int(ends[-1]) if len(ends) else 0, dtype=index, device=sizes.device)
+    return right.sub_((ends - counts - start).to(index).repeat_interleave(counts)), counts
 
 
-def _sums(codes: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Σ left_i right_i' over the rows of each level, shape (columns of left, columns of right, count)."""
-    return torch.stack([torch.stack([_sum_at(codes, x * z, count) for z in right.mT]) for x in left.mT])
+def _sums(codes: Tensor, left: Tensor, rights: list[Tensor], count: int) -> list[Tensor]:
+    """Σ left_i right_i' over the rows of each level, shape (columns of left, columns of right, count), by rights."""
+    if not count:
+        return [right.new_zeros((left.shape[1], right.shape[1], 0)) for right in rights]
+    rows = torch.arange(len(codes), device=codes.device)
+    by_level = [sparse_matrix(codes, rows, x, (count, len(codes))) for x in left.mT]
+    return [torch.stack([(Z @ right).mT for Z in by_level]) for right in rights]
 
 
 def _sum_at(place: Tensor, values: Tensor, count: int) -> Tensor:

@@ -142,7 +142,7 @@ class Equations:
         """
         first_Pe, rest_Pe = self.Pe
         if self.S.shape[2] == 1:
-            blocks, of_U, outer = self.first_blocks.sum(2), self._sum_of_first_UU(), first_Pe @ first_Pe.mT
+            blocks, of_U, outer = self._sum_of_first_blocks(), self._sum_of_first_UU(), first_Pe @ first_Pe.mT
         else:
             blocks, of_U, outer = self.first_blocks, self._first_UU(), first_Pe[:, None] * first_Pe
         first = ((a * blocks - b * of_U) / self.sigma2 - c * outer).view(self.S.shape)
@@ -155,6 +155,12 @@ class Equations:
             rest.append(part.diagonal() if part.ndim > G.ndim else part)
             offset += len(G)
         return a * self.n - b * self.p - c * self.ePe, first, rest
+
+    def _sum_of_first_blocks(self) -> Tensor:
+        """Σ_l of ``first_blocks``, shape (s, s)."""
+        if self.rest is not None:
+            return self.first_blocks.sum(2)
+        return inner(self.N.transpose(0, 1), self.products.first)
 
     def _sum_of_first_UU(self) -> Tensor:
         """Σ_l of ``_first_UU``, shape (s, s)."""

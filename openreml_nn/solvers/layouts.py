@@ -45,7 +45,7 @@ class Layout(ABC):
 
     @abstractmethod
     def place(self, row: Tensor, column: Tensor) -> Tensor:
-        """Where A_ij of the lower triangle is kept; (i, j) and (j, i) have one place."""
+        """Where A_ij of the lower triangle is kept, j ≤ i."""
 
     @abstractmethod
     def whole(self, A: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class DenseLayout(Layout):
         return A.view(self.size, self.size)
 
     def place(self, row: Tensor, column: Tensor) -> Tensor:
-        return torch.maximum(row, column) * self.size + torch.minimum(row, column)
+        return row * self.size + column
 
     def whole(self, A: Tensor) -> Tensor:
         return self.dense(A).reshape(-1)

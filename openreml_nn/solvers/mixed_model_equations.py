@@ -116,6 +116,7 @@ class MixedModelProblem(Problem):
         terms = propagated_terms(V, V.theta.detach())
         self.covariances = TermCovariances(V, self.plan.residual, self.plan.first_index)
         self.names, self.sizes = [term.name for term in terms], [term.Z.shape[1] for term in terms]
+        self.sizes_of_rest = [Z.shape[1] for Z in self.plan.rest]
         chain = all(terms[i].G.is_diagonal for i in self.plan.rest_index)
         self.weight = self._weight(fixed.e)
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
@@ -208,34 +209,31 @@ class MixedModelEvaluation(Evaluation):
         parts, plan = self._by_term(effects), self.problem.plan
         first = parts[plan.first_index] if plan.first is not None else effects[:0]
         rest = [parts[i] for i in plan.rest_index]
-        return self._by_level(first), torch.cat(rest) if rest else effects[:0]
+        return self._by_level(first), torch.cat(rest) if len(rest) > 1 else rest[0] if rest else effects[:0]
 
-    def _join(self, first: Tensor, rest: Tensor) -> Tensor:
-        """The inverse of ``_split``."""
-        plan = self.problem.plan
-        parts: dict[int, Tensor] = {}
-        if plan.first is not None:
-            parts[plan.first_index] = first.transpose(1, 2).flatten(0, 1)
-        pieces = rest.split([Z.shape[1] for Z in plan.rest]) if plan.rest else []
-        parts |= dict(zip(plan.rest_index, pieces, strict=True))
-        return torch.cat([parts[i] for i in sorted(parts)]) if parts else rest
+    def _terms(self, first: Tensor, rest: Tensor) -> list[Tensor]:
+        """Rows of each term, in the order of V, from those of the first term and of the rest."""
+        plan, parts = self.problem.plan, self._by_rest(rest)
+        return parts if plan.first is None else [*parts[: plan.first_index], first, *parts[plan.first_index :]]
 
-    def _Pe(self) -> Tensor:
-        """Z'Pe of all terms, shape (q, 1)."""
+    def _by_rest(self, rest: Tensor) -> list[Tensor]:
+        """Rows of the rest as one piece for each of its terms."""
+        return list(rest.split(self.problem.sizes_of_rest)) if self.problem.sizes_of_rest else []
+
+    def _Pe(self) -> list[Tensor]:
+        """Z'Pe of each term, shape (q,)."""
         first, rest = self.equations.Pe
-        return self._join(first[:, None], rest[:, None])
+        return self._terms(first.reshape(-1), rest)
 
     # ---- average information -----------------------------------------------------------------------------------------
 
     def working_variates(self) -> Tensor:
-        r"""V̇_k P y = B(ġ_k − (σ̇²/σ²) u) + (σ̇²/σ²) e, ġ_k = Ġ_k B'Py, u = G B'Py; shape (q + 1, k)."""
-        covariances, b = self.problem.covariances, self._by_term(self._Pe()[:, 0])
+        r"""V̇_k P y = B(Ġ_k − (σ̇²/σ²) G) B'Py + (σ̇²/σ²) e, shape (q + 1, k)."""
         with torch.no_grad():
             J = self.jacobian[:, self.problem.V.free_index]
-            u, relative = covariances.scaled(b, self.z, self.theta.detach()), J[:1] / self.equations.sigma2
-            moved = covariances.moved(b, J, self.theta)
-            columns = [g.addcmul(own[:, None], relative, value=-1.0) for g, own in zip(moved, u, strict=True)]
-            return torch.cat([*columns, relative])
+            relative = J[:1] / self.equations.sigma2
+            moved = self.problem.covariances.moved(self._Pe(), self.z, J, relative, self.theta.detach())
+            return torch.cat([*moved, relative.mT], dim=1).mT  # by column: what the levels of a term have lies together
 
     @cached_property
     def jacobian(self) -> Tensor:
@@ -258,7 +256,7 @@ class MixedModelEvaluation(Evaluation):
     # ---- effects and their variances ---------------------------------------------------------------------------------
 
     def ZtPy(self, term: RandomTerm) -> Tensor:
-        return self._by_term(self._Pe()[:, 0])[self.problem.names.index(term.name)]
+        return self._Pe()[self.problem.names.index(term.name)]
 
     def explained_variance(self, term: RandomTerm) -> Tensor:
         plan, place = self.problem.plan, self.problem.names.index(term.name)
@@ -268,7 +266,7 @@ class MixedModelEvaluation(Evaluation):
             S = self.equations.S
             return multiply(multiply(S, first), S).diagonal(dim1=0, dim2=1).mT.flatten() * sigma2
         k = plan.rest_index.index(place)
-        start = sum(Z.shape[1] for Z in plan.rest[:k])
+        start = sum(self.problem.sizes_of_rest[:k])
         own = slice(start, start + term.Z.shape[1])
         G = self.equations.G[k]
         if G.ndim == 1:
@@ -280,16 +278,18 @@ class MixedModelEvaluation(Evaluation):
     @cached_property
     def _rows_Py(self) -> Tensor:
         fixed = self.problem.fixed
-        return self._residual((fixed.e - fixed.U @ self.gamma)[:, None], self._Pe())[:, 0].detach()
+        return self._residual((fixed.e - fixed.U @ self.gamma)[:, None], [b[:, None] for b in self._Pe()])[
+            :, 0
+        ].detach()
 
     @property
     def Py(self) -> Tensor:
         return self._rows_Py
 
-    def _residual(self, rows: Tensor, b: Tensor) -> Tensor:
-        """R⁻¹ (``rows`` − Σ Z G b), b = B'V⁻¹ ``rows``."""
+    def _residual(self, rows: Tensor, b: list[Tensor]) -> Tensor:
+        """R⁻¹ (``rows`` − Σ Z G b), b = Z'V⁻¹ ``rows`` of each term."""
         left = rows
-        for term, own in zip(propagated_terms(self.problem.V, self.theta.detach()), self._by_term(b), strict=True):
+        for term, own in zip(propagated_terms(self.problem.V, self.theta.detach()), b, strict=True):
             left = left - term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, own))
         weight = self.problem.weight
         return (left if weight is None else weight[:, None] * left) / self.equations.sigma2
@@ -299,7 +299,9 @@ class MixedModelEvaluation(Evaluation):
         weighted = rhs if weight is None else weight[:, None] * rhs
         terms = propagated_terms(self.problem.V, self.theta.detach())
         t = torch.cat([term.Z.rmatmul(term.Z_params, weighted) for term in terms]) if terms else rhs[:0]
-        return self._residual(rhs, self._join(*self.equations.down(*self._split(t))) / self.equations.sigma2)
+        first, rest = self.equations.down(*self._split(t))
+        parts = self._terms(first.transpose(1, 2).flatten(0, 1), rest)
+        return self._residual(rhs, [part / self.equations.sigma2 for part in parts])
 
     def project(self, rhs: Tensor) -> Tensor:
         U = self.problem.fixed.U

@@ -10,6 +10,12 @@ from torch import Tensor
 
 def multiply(A: Tensor, B: Tensor) -> Tensor:
     """A_l B_l, shapes (a, b, L) and (b, c, L); an L of 1 stands for all levels."""
+    if A.shape[1] == 1:
+        return A * B
+    if B.shape[2] == 1:
+        return B[..., 0].mT @ A
+    if A.shape[2] == 1:
+        return (A[..., 0] @ B.flatten(1)).view(len(A), *B.shape[1:])
     product = A[:, 0, None] * B[None, 0]
     for k in range(1, A.shape[1]):
         product = torch.addcmul(product, A[:, k, None], B[None, k])
@@ -41,13 +47,26 @@ def eliminate(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         D = 1.0 + A * S
         N = 1.0 / D
         return S * N, N, D.log().sum()
+    if s == 2:
+        return _eliminate_two(A, S)
     root, M = square_root(S), multiply(A, S) + identity(s, A)
     inverse, logdet = invert(multiply(multiply(root, A), root) + identity(s, A))
-    K = multiply(multiply(root, inverse), root)
-    if s == 2:  # adjugate over determinant: a difference I − A K would lose what is left of a large A S
-        adjugate = torch.stack([torch.stack([M[1, 1], -M[0, 1]]), torch.stack([-M[1, 0], M[0, 0]])])
-        return K, adjugate * (-logdet).exp(), logdet.sum()
-    return K, _last(torch.linalg.inv(_first(M))), logdet.sum()
+    return multiply(multiply(root, inverse), root), _last(torch.linalg.inv(_first(M))), logdet.sum()
+
+
+def _eliminate_two(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By adjugates over |D| = 1 + tr(AS) + |A||S|, of which no part is negative: K = (S + |S| adj(A)) / |D|."""
+    AS, signs = multiply(A, S), 2.0 * identity(2, A) - 1.0
+    det_A, det_S = (torch.addcmul(M[0, 0] * M[1, 1], M[0, 1], M[1, 0], value=-1.0) for M in (A, S))
+    det_D = torch.addcmul(AS[0, 0] + AS[1, 1], det_A, det_S).add_(1.0)
+    scale = det_D.reciprocal()
+    N = torch.addcmul(identity(2, A), _turned(AS), signs).mul_(scale)
+    return torch.addcmul(S, _turned(A), signs * det_S).mul_(scale), N, det_D.log().sum()
+
+
+def _turned(M: Tensor) -> Tensor:
+    """The adjugate of 2 × 2 blocks but for the signs."""
+    return M.flatten(0, 1).index_select(0, torch.tensor([3, 1, 2, 0], device=M.device)).view(M.shape)
 
 
 def square_root(S: Tensor) -> Tensor:
@@ -58,12 +77,6 @@ def square_root(S: Tensor) -> Tensor:
 
 def invert(M: Tensor) -> tuple[Tensor, Tensor]:
     """(M⁻¹, log|M|) of symmetric positive definite blocks, shapes (s, s, L) and (L,)."""
-    if len(M) == 2:
-        a, b, c = M[0, 0], M[1, 0], M[1, 1]
-        schur = c - b * b / a
-        top = 1.0 / a + (b / a).square() / schur
-        off = -b / (a * schur)
-        return torch.stack([torch.stack([top, off]), torch.stack([off, 1.0 / schur])]), a.log() + schur.log()
     L = torch.linalg.cholesky(_first(M))
     return _last(torch.cholesky_inverse(L)), 2.0 * L.diagonal(dim1=1, dim2=2).log().sum(1)
 

@@ -166,21 +166,14 @@ class TermCovariances:
         rows = derivatives_along(z, theta, self.seeds)
         return z.detach(), (rows[self.seed] if len(rows) > 1 else rows) * self.owned
 
-    def scaled(self, b: list[Tensor], z: Tensor, theta: Tensor) -> list[Tensor]:
-        """G b of each term, shape (q,), for b of shape (q,)."""
-        pairs = zip(propagated_terms(self.V, theta), self.shapes, self.blocks(z), b, strict=True)
-        return [
-            term.G.matmul(term.G_params, own[:, None])[:, 0] if block is None
-            else (block @ own.view(shape.effects, -1)).view(-1)
-            for term, shape, block, own in pairs
-        ]  # fmt: skip
-
-    def moved(self, b: list[Tensor], J: Tensor, theta: Tensor) -> list[Tensor]:
-        """Ġ_k b of each term for each free theta, shape (q, k), for b of shape (q,).
+    def moved(self, b: list[Tensor], z: Tensor, J: Tensor, relative: Tensor, theta: Tensor) -> list[Tensor]:
+        """(Ġ_k − (σ̇²/σ²) G) b of each term for each free theta, shape (k, q), for b of shape (q,).
 
         Args:
             b: Effects of each term.
-            J: Columns of the Jacobian for the free thetas, shape (m, k).
+            z: σ² and the shared blocks, shape (m,).
+            J: Columns of their Jacobian for the free thetas, shape (m, k).
+            relative: σ̇²/σ², shape (1, k).
             theta: θ.
         """
         large = [i for i, shape in enumerate(self.shapes) if not shape.shared]
@@ -189,13 +182,14 @@ class TermCovariances:
             terms = propagated_terms(self.V, at)
             return torch.cat([terms[i].G.matmul(terms[i].G_params, b[i][:, None])[:, 0] for i in large])
 
-        of_large = iter(along_free(self.V, theta, scaled).split([len(b[i]) for i in large]) if large else ())
-        columns = []
-        for shape, block, own in zip(self.shapes, self.blocks(J), b, strict=True):
+        if large:
+            product = along_free(self.V, theta, scaled).mT - relative.mT * scaled(theta)
+            of_large = iter(product.split([len(b[i]) for i in large], dim=1))
+        rows = []
+        for shape, block, own in zip(self.shapes, self.blocks(J - z[:, None] * relative), b, strict=True):
             if block is None:
-                columns.append(next(of_large))
+                rows.append(next(of_large))
             else:
-                s = shape.effects
-                product = block.transpose(1, 2).reshape(-1, s) @ own.view(s, -1)
-                columns.append(product.view(s, -1, shape.levels).transpose(1, 2).reshape(len(own), -1))
-        return columns
+                factors = block.permute(2, 0, 1).reshape(-1, shape.effects)
+                rows.append((factors @ own.view(shape.effects, -1)).view(-1, len(own)))
+        return rows

@@ -19,7 +19,8 @@ def band(size: int, reach: int, cut: int) -> tuple[Tensor, Tensor, Tensor]:
     j = i - torch.arange(reach + 1).repeat(size)
     keep = (j >= 0) & (i // cut == j // cut)
     order = torch.randperm(size, generator=generator)
-    return order[i[keep]], order[j[keep]], order
+    row, column = order[i[keep]], order[j[keep]]
+    return torch.maximum(row, column), torch.minimum(row, column), order
 
 
 CASES = {  # size, reach, cut, width of a block
@@ -48,10 +49,9 @@ def case(request: pytest.FixtureRequest) -> tuple[list[tuple[Layout, Tensor]], T
 
 
 def test_matrix(case) -> None:  # type: ignore[no-untyped-def]
-    given, M, (row, column) = case
+    given, M, _ = case
     x = normal(len(M), 3)
     for layout, A in given:
-        assert torch.equal(layout.place(row, column), layout.place(column, row))
         torch.testing.assert_close(layout.dense(A), M)
         torch.testing.assert_close(layout.dense(layout.whole(A)), M)
         torch.testing.assert_close(layout.matrix(layout.whole(A)) @ x, M @ x)
