@@ -91,6 +91,13 @@ class REMLCLI(LightningCLI):
             }
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning reads the options of a checkpoint here: refuse one that is damaged or holds code before."""
+        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+        if path and Path(path).is_file():
+            SafeCheckpointIO().load_checkpoint(path)
+        super()._parse_ckpt_path()
+
     def before_instantiate_classes(self) -> None:
         """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
         config = self.config[self.subcommand]

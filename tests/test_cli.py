@@ -218,6 +218,10 @@ def test_missing_files_and_checkpoints(capsys):
         code, told = error(capsys, command, "--config", ALPHA)
         assert (code, told) == (1, f"`{command}` needs the checkpoint of a fit: --ckpt_path FILE.")
     assert error(capsys)[0] == 2
+    Path("half.ckpt").write_bytes(b"PK half of a file")
+    for command in ("fit", "validate", "predict"):
+        code, told = error(capsys, command, "--config", ALPHA, "--ckpt_path", "half.ckpt")
+        assert (code, "half.ckpt was not loaded" in told or "half.ckpt is no checkpoint" in told) == (1, True)
 
 
 def test_files_that_cannot_be_written(tmp_path, capsys, monkeypatch):

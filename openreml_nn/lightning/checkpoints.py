@@ -65,7 +65,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 f"checkpoint of a fit holds tensors and plain values only. Take one that this package wrote."
             ) from error
         except (RuntimeError, EOFError, KeyError) as error:
-            raise ValueError(f"The file {path} is no checkpoint, or a damaged one: {error}.") from error
+            said = str(error).partition(". ")[0]
+            raise ValueError(f"The file {path} is no checkpoint, or a damaged one: {said}.") from error
 
 
 def _refused(error: Exception) -> str:
