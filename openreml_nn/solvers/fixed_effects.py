@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from openreml_nn.solvers.ranks import ALONE, Ranks
 
+SAMPLE = 1000  # values of the response by which its middle is found
 ALIASED = 1e-7  # relative length of what is left of a column after the ones before it: R's and lme4's tolerance
 
 
@@ -107,8 +109,9 @@ def prepare_fixed_effects(y: Tensor, X: Tensor | None = None, rank: str = "drop"
     e, a = y - shift, U.new_zeros(U.shape[1])
     for _ in range(2):
         c = ranks.sum(U.mT @ e)
-        e, a = e - U @ ranks.shared(c), a + c
-    e = e + shift * (outside - outside.detach())
+        e, a = torch.addmv(e, U, ranks.shared(c), alpha=-1.0), a + c
+    if not _is_constant(X):
+        e = e + shift * (outside - outside.detach())
     left, whole = ranks.largest(torch.stack([e.detach().abs().max(), y.detach().abs().max()]))
     if not bool(left > 1e-13 * whole):
         raise ValueError("The response is constant, or the fixed effects fit it exactly: no variance is left.")
@@ -166,6 +169,9 @@ def _exact_shift(y: Tensor, X: Tensor, U: Tensor, R: Tensor, ranks: Ranks) -> tu
         (c, coefficients of 1 on X, part of 1 outside the span of X). The last is rounding, but its derivative with
         respect to X is not: the caller adds c · (part − its value), a zero that carries it.
     """
+    found = _column_of_ones(X) if ranks.size == 1 and _is_constant(X) else None
+    if found is not None:
+        return _middle(y), torch.eye(X.shape[1], dtype=y.dtype, device=y.device)[found], y.new_zeros(())
     ones = torch.ones_like(y)
     a = ranks.sum(U.mT @ ones)
     outside = ones - U @ ranks.shared(a)
@@ -175,7 +181,24 @@ def _exact_shift(y: Tensor, X: Tensor, U: Tensor, R: Tensor, ranks: Ranks) -> tu
     for _ in range(2):  # refined, because the caller multiplies them by a c that may be large
         left = ranks.sum(U.mT @ (ones[:, None] - X @ ranks.shared(coefficients)))
         coefficients = coefficients + torch.linalg.solve_triangular(R, left, upper=True)
-    return torch.cat(ranks.gather(y.detach().median()[None])).median(), coefficients[:, 0], outside
+    return torch.cat(ranks.gather(_middle(y)[None])).median(), coefficients[:, 0], outside
+
+
+def _middle(y: Tensor) -> Tensor:
+    """The median of some thousand values."""
+    return y.detach()[:: 1 + len(y) // SAMPLE].median()
+
+
+def _is_constant(x: Tensor) -> bool:
+    """Whether no mode of automatic differentiation follows a tensor."""
+    followed = x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not followed and unpack_dual(x).tangent is None
+
+
+def _column_of_ones(X: Tensor) -> int | None:
+    """Index of the first column of ones; None where there is none."""
+    candidates = (X[:1] == 1.0).any(0).nonzero()[:, 0].tolist()
+    return next((j for j in candidates if bool((X[:, j] == 1.0).all())), None)
 
 
 def _independent_columns(R: Tensor) -> tuple[list[int], list[int]]:

@@ -97,6 +97,17 @@ def test_an_offset_costs_no_digits(offset: float) -> None:
     assert float(shifted.ols[0] - offset) == pytest.approx(float(wanted.ols[0]), abs=1e-15 * abs(offset) + 1e-9)
 
 
+def test_an_offset_of_many_rows_beside_outliers_and_constants_in_another_column() -> None:
+    """The same residual whether the constants are found as a column of ones or as a combination of columns."""
+    x = torch.linspace(-1.0, 1.0, 5000, dtype=torch.float64)
+    y = 1e12 + (torch.sin(1e3 * x) * 1024).round() / 1024
+    y[::7] *= 3.0
+    ones = torch.ones_like(x)
+    column, combined = (prepare_fixed_effects(y, torch.stack(X, dim=1)) for X in ([x, ones], [x, ones + x]))
+    torch.testing.assert_close(column.e, combined.e, atol=1e-3, rtol=0)
+    assert float(column.ols[1]) == pytest.approx(float(combined.ols[1]), rel=1e-15)
+
+
 @pytest.mark.parametrize(("offset", "atol"), [(1e6, 1e-9), (1e8, 1e-7)])
 def test_offset_where_x_does_not_hold_the_constants(offset: float, atol: float) -> None:
     fixed = prepare_fixed_effects(Y + offset, X)
