@@ -109,7 +109,7 @@ def checked(L: Tensor, info: Tensor) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: The matrix is not positive definite.
     """
-    if bool(info.any()):
+    if bool(info.any() | L.diagonal(dim1=-2, dim2=-1).isnan().any()):
         raise torch.linalg.LinAlgError("The matrix of the rest is not positive definite.")
     return L
 
@@ -294,7 +294,7 @@ class ChainFactor(Factor):
         torch.linalg.cholesky_ex(own[-1:] - (y.mT @ y).sum(0), out=(columns[-1:].mT, info[-1:]))
         L = checked(columns.mT, info)
         self.pivots = L.diagonal(dim1=1, dim2=2).reshape(-1).index_select(0, layout.position).square()
-        self.X = torch.linalg.solve_triangular(L, torch.eye(layout.width).to(A), upper=False)
+        self.X = torch.linalg.solve_triangular(L, torch.eye(layout.width, dtype=A.dtype, device=A.device), upper=False)
         self.U = layout.by_step(self.X[:-1].mT @ Y)
 
     def _steps(self, parts: Tensor) -> list[Tensor]:
@@ -324,7 +324,7 @@ class ChainFactor(Factor):
         return torch.cat([own, beside.neg_().flatten(0, 1)]).view(-1)
 
     def dense_inverse(self) -> Tensor:
-        return self.solve(torch.eye(self.layout.size).to(self.X))
+        return self.solve(torch.eye(self.layout.size, dtype=self.X.dtype, device=self.X.device))
 
 
 # ---- the choice ------------------------------------------------------------------------------------------------------

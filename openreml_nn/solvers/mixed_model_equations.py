@@ -230,7 +230,7 @@ class MixedModelEvaluation(Evaluation):
     def working_variates(self) -> Tensor:
         r"""V̇_k P y = B(Ġ_k − (σ̇²/σ²) G) B'Py + (σ̇²/σ²) e, shape (q + 1, k)."""
         with torch.no_grad():
-            J = self.jacobian[:, self.problem.V.free_index]
+            J = self.problem.V.free_columns(self.jacobian)
             relative = J[:1] / self.equations.sigma2
             moved = self.problem.covariances.moved(self._Pe(), self.z, J, relative, self.theta.detach())
             return torch.cat([*moved, relative.mT], dim=1).mT  # by column: what the levels of a term have lies together

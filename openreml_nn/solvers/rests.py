@@ -55,14 +55,12 @@ class IndependentRest(Rest):
         G: The diagonal of Ĝ, shape (q,).
 
     Raises:
-        torch.linalg.LinAlgError: A variance is negative.
+        torch.linalg.LinAlgError: The system is not positive definite, or a variance is negative.
     """
 
     def __init__(self, layout: Layout, Schur: Tensor, G: Tensor) -> None:
         self.layout, self.Schur, self.own = layout, Schur, layout.diagonal(Schur)
-        if not bool((G >= 0.0).all()):
-            raise torch.linalg.LinAlgError("A variance of the effects is negative.")
-        G = G.clamp(min=LEAST)
+        G = torch.where(G >= 0.0, G.clamp(min=LEAST), torch.nan)  # without a factor, as `factor` will find
         self.precision = G.reciprocal()
         layout.set_diagonal(Schur, self.own + self.precision)
         self.factor = layout.factor(Schur)
@@ -83,7 +81,7 @@ class IndependentRest(Rest):
     @cached_property
     def blocks(self) -> Tensor:
         explained = 1.0 - self.layout.diagonal(self.Phi) * self.precision
-        if bool((explained < CANCELLED).any()):
+        if not explained.is_cpu or bool((explained < CANCELLED).any()):  # a look at a GPU costs more than the sums
             self.layout.set_diagonal(self.Schur, self.own)
             explained = self.layout.row_sums(self.Phi * self.Schur)
         return explained * self.precision
@@ -119,7 +117,7 @@ class CorrelatedRest(Rest):
 
     @cached_property
     def dense_Phi(self) -> Tensor:
-        Phi = self.solve(torch.eye(len(self.LU)).to(self.LU))[1]
+        Phi = self.solve(torch.eye(len(self.LU), dtype=self.LU.dtype, device=self.LU.device))[1]
         return 0.5 * (Phi + Phi.mT)
 
     @cached_property

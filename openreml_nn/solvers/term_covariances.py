@@ -42,7 +42,7 @@ class Shape:
         """G = ``block`` ⊗ I: its diagonal, shape (q,), where it is diagonal, else all of it."""
         if self.diagonal:
             return block.diagonal().repeat_interleave(self.levels) if self.effects > 1 else block[0].expand(self.levels)
-        return torch.kron(block, torch.eye(self.levels).to(block))
+        return torch.kron(block, torch.eye(self.levels, dtype=block.dtype, device=block.device))
 
     def gathered(self, gradient: Tensor) -> Tensor:
         """The gradient by the block, shape (s, s), from one by what ``spread`` gives."""
