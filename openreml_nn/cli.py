@@ -24,6 +24,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -40,6 +41,7 @@ from openreml_nn.lightning import (
     SafeCheckpointIO,
     TensorBoardMonitor,
 )
+from openreml_nn.solvers import processes
 
 # The parts of jsonargparse's messages
 _NO_TYPE = "Does not validate against any of the Union subtypes"
@@ -164,7 +166,8 @@ def main(args: Sequence[str] | None = None) -> None:
         except Exception as error:
             if os.environ.get(DEBUG) or not is_mistake(error):
                 raise
-            print(f"openreml-nn: error: {message(error)}", file=sys.stderr)
+            if not _told_elsewhere(error):
+                print(f"openreml-nn: error: {message(error)}", file=sys.stderr)
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
@@ -185,6 +188,11 @@ def is_mistake(error: BaseException) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1]
     own = Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise")
     return own or _NO_TYPE in str(error)
+
+
+def _told_elsewhere(error: BaseException) -> bool:
+    """Whether the first of several processes tells an error: they find mistakes in data and model together."""
+    return processes().rank > 0 and not isinstance(error, MemoryError)
 
 
 def message(error: BaseException) -> str:
@@ -262,4 +270,5 @@ def quiet() -> Iterator[None]:
 
 
 def _show_warning(text: Any, *where: Any, file: Any = None, **more: Any) -> None:
-    print(f"openreml-nn: warning: {' '.join(str(text).split())}", file=file or sys.stderr)
+    if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes
+        print(f"openreml-nn: warning: {' '.join(str(text).split())}", file=file or sys.stderr)

@@ -63,7 +63,8 @@ def fit(
         max_steps: Largest number of accepted steps.
         rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
         x_names: Names of the columns of X.
-        ranks: The processes that share the rows, each of which calls this with V, y and X of its own ones.
+        ranks: The processes that share the rows, each of which calls this with V, y and X of its own ones. They also
+            ask the result together, or call its ``settle`` before one of them does.
 
     Warns:
         UserWarning: The fit did not converge; the message says why.
@@ -161,8 +162,7 @@ def build_result(
 ) -> FitResult:
     """The result of an optimiser that has stopped; the history is empty where no parameter was moved.
 
-    The average information of the free thetas is computed at the evaluation where it is not given. Where several
-    processes share the rows, all call this, and the result is whole on the first.
+    The average information of the free thetas is computed at the evaluation where it is not given.
     """
     V = evaluation.problem.V
     free = V.free_index
@@ -177,12 +177,10 @@ def build_result(
         last = history[-1]
         limit = f"the limit of {last.iteration} step{'s' * (last.iteration != 1)} was reached"
         converged, reason = last.converged, last.reason or limit
-    result = FitResult(
+    return FitResult(
         objective, evaluation, converged, reason, history, theta_cov, tuple(held.tolist()), tuple(V.no_grad_index),
         x_names, seconds, sharing,
     )  # fmt: skip
-    result.settle()
-    return result
 
 
 def theta_covariance(V: Matrix, held: np.ndarray, information: np.ndarray) -> np.ndarray:

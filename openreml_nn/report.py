@@ -33,6 +33,7 @@ def fit_record(result: FitResult) -> dict[str, Any]:
             "reason": result.objective.choice.reason,
             "cost": result.objective.choice.cost,
         },
+        "sharing": result.sharing or None,
         "seconds": None if math.isnan(result.seconds) else result.seconds,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }

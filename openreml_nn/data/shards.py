@@ -80,7 +80,7 @@ def share_rows(model: MixedModel, whole: Sequence[str], size: int, may_tear: boo
 def require_rows(n: int, size: int) -> None:
     """Raise a ValueError where there are more processes than rows."""
     if n < size:
-        raise ValueError(f"{size} processes cannot share {n} rows. Take at most {n} processes.")
+        raise ValueError(f"{size} processes cannot share {n} row{'s' * (n > 1)}. Take at most {n}.")
 
 
 def runs(counts: np.ndarray, size: int) -> np.ndarray:

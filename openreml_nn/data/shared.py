@@ -13,9 +13,10 @@ import pandas as pd
 from openreml_nn.data.columns import is_coded
 from openreml_nn.data.effects import coded_columns, columns_of_term
 from openreml_nn.data.formulas import columns_of, parse_fixed
-from openreml_nn.data.model import FIXED, MixedModel, named_terms
+from openreml_nn.data.model import FIXED, MixedModel
 from openreml_nn.data.row_groups import LevelScan, RowGroups, read_in_order, require_same_columns
 from openreml_nn.data.shards import require_rows, sharing_text
+from openreml_nn.data.specification import named_terms
 from openreml_nn.data.terms import Term, TermLike
 from openreml_nn.solvers import ALONE, Choice, Ranks, Solver, choose_shared, choose_solver
 from openreml_nn.solvers.auto import TOO_MANY

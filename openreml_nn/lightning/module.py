@@ -173,6 +173,7 @@ class REMLModule(L.LightningModule):
             result = build_result(
                 self.objective, evaluation, self.history, self._x_names, self._seconds, sharing=sharing
             )
+            result.settle()
         self._result = (theta, len(self.history), result) if self._world.size > 1 else None
         return result
 
@@ -214,6 +215,8 @@ class REMLModule(L.LightningModule):
         if self._world.size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
             kind = type(self.trainer.strategy).__name__
             raise ValueError(f"`REMLModule` on several processes needs the Trainer's strategy 'ddp', got {kind}.")
+        if self._world.size > 1 and stage == "fit" and not self.covariance.free_index:
+            raise ValueError(f"On several processes there is nothing to fit: {ALL_FIXED}. Take one process.")
 
     def on_fit_start(self) -> None:
         self._fitted = self._problem = self._evaluation = self._result = None

@@ -65,7 +65,7 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = Fal
     """
     if solver == "auto":
         kinds = (kind() for kind in SOLVERS.values())
-        fitting = (own for own in kinds if own.refusal(V) is None and not _passed_over(own, V, V.shape[0]))
+        fitting = (own for own in kinds if own.refusal(V) is None and not _passed_over(own, V))
         if not share:
             return _chosen(next(fitting), V)
         several = list(fitting)
@@ -93,7 +93,7 @@ def choose_shared(V: Matrix, solver: str | Solver, ranks: Ranks) -> Choice:
         return Choice(named, "it was asked for", V)
     equations, blocks = MixedModelEquationsSolver(), BlockSolver()
     n, in_blocks = ranks.count(V.shape[0]), blocks.whole_terms(V) is not None
-    if equations.refusal(V) is None and not _passed_over(equations, V, n):
+    if equations.refusal(V) is None and len(ranks.own) < 2 and Plan.of(V, ranks).size_of_rest <= TOO_MANY * n:
         return _chosen(equations, V)
     largest = max(ranks.objects(int(block_sizes(V).max()) if in_blocks else 0))
     if in_blocks and 2 * largest <= n:
@@ -116,8 +116,8 @@ def _chosen(solver: Solver, V: Matrix) -> Choice:
     return Choice(solver, _REASONS[solver.name], V)
 
 
-def _passed_over(solver: Solver, V: Matrix, n: int) -> bool:
-    return isinstance(solver, MixedModelEquationsSolver) and Plan.of(V).size_of_rest > TOO_MANY * n
+def _passed_over(solver: Solver, V: Matrix) -> bool:
+    return isinstance(solver, MixedModelEquationsSolver) and Plan.of(V).size_of_rest > TOO_MANY * V.shape[0]
 
 
 _REASONS = {

@@ -3,6 +3,9 @@
 The random term with the most levels comes first and is kept as one small block for each level; the other terms ("the
 rest") are one symmetric matrix, dense or a chain of blocks. What couples the two is sparse where each level of the
 first term meets few columns of the rest, as students meet few of all lecturers.
+
+Where several processes share the rows, either each has levels of its own of the first term, and products of its own
+rows; or each has the products of all rows, which are added up once.
 """
 
 from abc import ABC, abstractmethod
@@ -14,8 +17,9 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures.incidence import IncidenceMatrix
-from openreml_nn.solvers.layouts import DenseLayout, Layout, choose_layout
+from openreml_nn.solvers.layouts import SPARSE_SHARE, DenseLayout, Layout, choose_layout
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.sparse import by_rows, sparse_matrix, transposed, transposed_rows
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
@@ -112,10 +116,11 @@ class SparseCoupling(Coupling):
         value: Values, shape (s, m).
         shape: (s, L, q).
         chain: Whether the rest may be kept as a chain of blocks.
+        ranks: The processes of which each has levels of its own; the layout is one for all of them.
     """
 
     def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int],
-                 chain: bool = False) -> None:  # fmt: skip
+                 chain: bool = False, ranks: Ranks = ALONE) -> None:  # fmt: skip
         self.level, self.column, self.value, self.shape = level, column, value, shape
         s, L, q = shape
         sizes = torch.bincount(level, minlength=L)
@@ -123,7 +128,7 @@ class SparseCoupling(Coupling):
         self.C_transposed = transposed(self.C)
         right, counts = _pairs_below(sizes)
         lower, upper = column.repeat_interleave(counts), column.index_select(0, right)
-        self.layout: Layout = choose_layout(lower, upper, q) if chain else DenseLayout(q)
+        self.layout: Layout = _one_layout(lower, upper, q, ranks) if chain else DenseLayout(q)
         place, last = self.layout.place(lower, upper), counts.cumsum(0) - 1
         pairs = sizes * (sizes + 1) // 2
         once, both = [], []
@@ -153,9 +158,20 @@ class SparseCoupling(Coupling):
         return blocks if s == 1 else 0.5 * (blocks + blocks.transpose(0, 1))
 
 
+def _one_layout(row: Tensor, column: Tensor, q: int, ranks: Ranks) -> Layout:
+    """The layout for elements (row, column) of the rest, of all processes together."""
+    if ranks.size == 1:
+        return choose_layout(row, column, q)
+    if ranks.count(len(row)) > SPARSE_SHARE * q * q:
+        return DenseLayout(q)
+    places = torch.cat(ranks.gather((row * q + column).unique())).unique()
+    return choose_layout(places // q, places % q, q)
+
+
 def cross_products(
-    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None, chain: bool = False
-) -> CrossProducts:
+    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None, chain: bool = False,
+    ranks: Ranks = ALONE, own: bool = False,
+) -> CrossProducts:  # fmt: skip
     """One pass over the rows.
 
     Args:
@@ -164,6 +180,8 @@ def cross_products(
         F: U and e, shape (n, f).
         weight: 1/R₀, shape (n,); None for ones.
         chain: Whether the rest may be kept as a chain of blocks.
+        ranks: The processes that share the rows.
+        own: Whether each of them has levels of its own of the first term; the products are then those of its rows.
     """
     weighted = F if weight is None else weight[:, None] * F
     q = sum(Z.shape[1] for Z in rest)
@@ -175,19 +193,21 @@ def cross_products(
     wx = x if weight is None or first is None else weight[:, None] * x
     of_first, of_F = _sums(codes, wx, [x, F], L)
     columns, by_codes = _columns_of_rest(rest, F), all(isinstance(Z, IncidenceMatrix) for Z in rest)
-    coupling = _sparse_or_dense(codes, wx, columns, (s, L, q), chain) if by_codes and L and q else _dense(
-        codes, wx, rest, (s, L, q))  # fmt: skip
+    coupling = _sparse_or_dense(codes, wx, columns, (s, L, q), chain, ranks, own) if by_codes and L and q else _dense(
+        codes, wx, rest, (s, L, q), ALONE if own else ranks)  # fmt: skip
     length = coupling.layout.length
-    require_memory(8 * 6 * length, F.device, f"The dense part of {q} effects ({length} elements)")
+    what = f"The dense part of {q} effects ({length} elements)"
+    ranks.together(lambda: require_memory(8 * 6 * length, F.device, what))
     of_rest = _products_of_columns(columns, F, weight, coupling.layout)
-    return CrossProducts(
-        first=of_first,
-        first_F=of_F,
-        coupling=coupling,
-        rest=of_rest if by_codes else _with_dense_designs(of_rest.view(q, q), rest, F, weight).view(-1),
-        rest_F=torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, F.shape[1])),
-        FF=F.mT @ weighted,
-    )
+    products = [
+        of_first,
+        of_F,
+        of_rest if by_codes else _with_dense_designs(of_rest.view(q, q), rest, F, weight).view(-1),
+        torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, F.shape[1])),
+        F.mT @ weighted,
+    ]
+    of_first, of_F, of_rest, rest_F, FF = products if own else ranks.sums(*products)
+    return CrossProducts(of_first, of_F, coupling, of_rest, rest_F, FF)
 
 
 def _pairs_below(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,30 +246,38 @@ def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[Column]:
     return pairs
 
 
-def _dense(codes: Tensor, wx: Tensor, rest: list[Matrix], shape: tuple[int, int, int]) -> DenseCoupling:
+def _dense(codes: Tensor, wx: Tensor, rest: list[Matrix], shape: tuple[int, int, int], ranks: Ranks) -> DenseCoupling:
+    """The coupling of any designs, added up over the processes."""
     C = wx.new_zeros(shape)
     if C.numel():
         B_T = torch.cat([Z.build(wx[:0, 0]) for Z in rest], dim=1)
         for own, x in zip(C, wx.mT, strict=True):
             own.index_add_(0, codes, x[:, None] * B_T)
-    return DenseCoupling(C)
+    return DenseCoupling(ranks.sum(C))
 
 
 def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tuple[int, int, int],
-                     chain: bool) -> Coupling:  # fmt: skip
+                     chain: bool, ranks: Ranks, own: bool) -> Coupling:  # fmt: skip
     """The coupling where every design is level codes."""
     _, L, q = shape
     keys = torch.cat([codes * q + column for column, _ in columns])
-    values = torch.cat([wx.mT * value for _, value in columns], dim=1)
-    keys, entry = keys.unique(return_inverse=True)
-    value = torch.stack([_sum_at(entry, row, len(keys)) for row in values])
+    keys, value = _added(keys, torch.cat([wx.mT * value for _, value in columns], dim=1))
+    if ranks.size > 1 and not own:
+        keys, value = _added(torch.cat(ranks.gather(keys)), torch.cat(ranks.gather(value.mT)).mT)
     level, column = keys // q, keys % q
-    pairs = int(torch.bincount(level, minlength=L).square().sum())
-    if pairs > DENSE_SHARE * L * q * q:
+    levels = ranks if own else ALONE
+    pairs = levels.count(int(torch.bincount(level, minlength=L).square().sum()))
+    if pairs > DENSE_SHARE * levels.count(L) * q * q:
         C = wx.new_zeros(shape)
         C[:, level, column] = value
         return DenseCoupling(C)
-    return SparseCoupling(level, column, value, shape, chain)
+    return SparseCoupling(level, column, value, shape, chain, levels)
+
+
+def _added(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys that occur, sorted, and the sums of the values of each, shape (s, number of keys)."""
+    keys, entry = keys.unique(return_inverse=True)
+    return keys, torch.stack([_sum_at(entry, row, len(keys)) for row in values])
 
 
 def _products_of_columns(columns: list[Column], F: Tensor, weight: Tensor | None, layout: Layout) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.solvers.cross_products import CrossProducts
+from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.rests import CorrelatedRest, IndependentRest, Rest
 from openreml_nn.solvers.small_blocks import eliminate, multiply, transpose
 
@@ -23,7 +24,9 @@ class Equations:
     """The equations at one θ; tensors without history.
 
     What the levels of the first term give to all others are sums over them: log-determinant, S̃ and F by the rest and by
-    itself when they are eliminated, and the derivatives of what they share.
+    itself when they are eliminated, and the derivatives of what they share. Where each of several processes has levels
+    of its own, with products of its own rows, these sums are over all processes, and what is said of levels is of its
+    own ones.
 
     Args:
         products: Cross-products of the data.
@@ -32,21 +35,19 @@ class Equations:
         sigma2: σ².
         first: Covariance S of the first term by level, shape (s, s, L), or (s, s, 1) if all levels share it; over σ².
         rest: Covariance of each other term: its diagonal (q,), or all of it (q, q); over σ².
+        ranks: The processes of which each has levels of its own of the first term.
     """
 
     def __init__(self, products: CrossProducts, n: int, p: int, sigma2: Tensor, first: Tensor,
-                 rest: list[Tensor]) -> None:  # fmt: skip
+                 rest: list[Tensor], ranks: Ranks = ALONE) -> None:  # fmt: skip
         self.products, self.n, self.p, self.sigma2 = products, n, p, sigma2
-        self.S, self.G = first, rest
+        self.S, self.G, self.ranks = first, rest, ranks
         self.diagonal = all(G.ndim == 1 for G in rest)
-        self.K, self.N, logdet = eliminate(products.first, first)
-        KF = multiply(self.K, products.first_F)
-        FF = products.FF - inner(products.first_F, KF)
+        logdet, FF, Schur, TF = self._eliminate_first()
         self.rest: Rest | None = None
-        self.NF = self.PhiF = products.rest_F
-        if len(self.NF):
-            coupling, layout = products.coupling, products.layout
-            Schur, TF = coupling.schur(products.rest, self.K), products.rest_F - coupling.to_rest(KF)
+        self.NF = self.PhiF = TF
+        if len(TF):
+            layout = products.layout
             self.rest = (
                 IndependentRest(layout, Schur, torch.cat(rest)) if self.diagonal
                 else CorrelatedRest(layout, Schur, rest)
@@ -61,6 +62,25 @@ class Equations:
         log_sigma2 = sigma2.log()
         self.logdet_V = n * log_sigma2 + logdet
         self.logdet_M = 2.0 * L.diagonal().log().sum() - p * log_sigma2
+
+    def _eliminate_first(self) -> list[Tensor]:
+        """What is left when the first term is eliminated: log|I + A S|, F by itself, S̃, and F by the rest."""
+        products, ranks = self.products, self.ranks
+        left = [self.sigma2.new_zeros(()), products.FF, products.rest, products.rest_F]
+        try:
+            self.K, self.N, left[0] = eliminate(products.first, self.S)
+        except torch.linalg.LinAlgError:
+            ranks.sums(*(torch.full_like(part, torch.nan) for part in left))  # the other processes are told
+            raise
+        KF = multiply(self.K, products.first_F)
+        left[1] = products.FF - inner(products.first_F, KF)
+        if len(products.rest_F):
+            coupling = products.coupling
+            left[2:] = coupling.schur(products.rest, self.K), products.rest_F - coupling.to_rest(KF)
+        left = ranks.sums(*left)
+        if ranks.size > 1 and bool(left[0].isnan()):
+            raise torch.linalg.LinAlgError("The levels of a process have no solution.")
+        return left
 
     # ---- what V⁻¹ and P are between the designs, times σ² ------------------------------------------------------------
 
@@ -95,7 +115,7 @@ class Equations:
         return contrast @ self.first_F, self.NF @ contrast
 
     def down(self, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """B'V⁻¹t σ² from B'R₀⁻¹t, shapes (s, m, L) and (q, m)."""
+        """B'V⁻¹t σ² from B'R₀⁻¹t, shapes (s, m, L) and (q, m); the latter of the rows of a process."""
         if self.rest is None:
             return multiply(self.N, first), rest
         return self._down(first, rest - self.products.coupling.to_rest(multiply(self.K, first)), self.rest)
@@ -110,8 +130,8 @@ class Equations:
         return self._down(t, left, self.rest)
 
     def _down(self, first: Tensor, left: Tensor, rest: Rest) -> tuple[Tensor, Tensor]:
-        """``down`` where ``left`` is what is left of the rest when the first term is eliminated."""
-        down, u = rest.solve(left)
+        """``down`` where ``left``, added up, is what is left of the rest when the first term is eliminated."""
+        down, u = rest.solve(self.ranks.sum(left))
         return multiply(self.N, first - self.products.coupling.to_first(u)), down
 
     def projected_blocks(self) -> tuple[Tensor, Tensor]:
@@ -145,7 +165,7 @@ class Equations:
             blocks, of_U, outer = self._sum_of_first_blocks(), self._sum_of_first_UU(), first_Pe @ first_Pe.mT
         else:
             blocks, of_U, outer = self.first_blocks, self._first_UU(), first_Pe[:, None] * first_Pe
-        first = ((a * blocks - b * of_U) / self.sigma2 - c * outer).view(self.S.shape)
+        first = self.ranks.sum((a * blocks - b * of_U) / self.sigma2 - c * outer).view(self.S.shape)
         outer = rest_Pe.square() if self.diagonal else torch.outer(rest_Pe, rest_Pe)
         whole = (a * self.rest_blocks - b * self._rest_UU()) / self.sigma2 - c * outer
         rest, offset = [], 0

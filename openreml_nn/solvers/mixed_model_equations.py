@@ -3,6 +3,10 @@ r"""The mixed-model equations, on cross-products: an evaluation whose cost does 
 V = σ²R₀ + Σ Z G Z' with R₀ diagonal and known. The term with the most levels is eliminated level by level, what is left
 is one dense system for the other terms (the rest) and one for the fixed effects. A zero variance is an ordinary number.
 
+Several processes share the rows by the levels of that term: each eliminates its own, and they add up what is left, a
+message of q² numbers however many rows there are. Where the levels are torn, the cross-products are added up once, and
+every process has all of the equations.
+
 Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates, Mächler, Bolker & Walker (2015),
 Journal of Statistical Software 67(1), and of MixedModels.jl.
 """
@@ -22,6 +26,7 @@ from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations, inner
+from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.term_covariances import TermCovariances
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
@@ -31,6 +36,7 @@ class MixedModelEquationsSolver(Solver):
     """Solve for effects, not observations: q_T³ an evaluation, q_T the columns of all terms but the largest."""
 
     name = "mixed_model_equations"
+    may_tear = True
 
     def refusal(self, V: Matrix) -> str | None:
         operands = [(name, operand) for name, operand, _ in operands_of(V, V.theta.detach())]
@@ -50,9 +56,24 @@ class MixedModelEquationsSolver(Solver):
         q, L = plan.size_of_rest, 0 if plan.first is None else len(plan.first.levels)
         return f"q³ = {q**3:.1e} multiplications for q = {q} effects, after {L} levels are eliminated one by one"
 
+    def whole_terms(self, V: Matrix) -> list[str] | None:
+        if self.refusal(V) is not None:
+            return None
+        plan = Plan.of(V)
+        if plan.first is None:
+            return []
+        term = propagated_terms(V, V.theta.detach())[plan.first_index]
+        alike = term.G.common_block(term.G_params, plan.first.num_levels) is not None
+        return [term.name] if alike else []
+
     def prepare(self, V: Matrix, y: Tensor, X: Tensor | None = None, *, rank: str = "drop") -> "MixedModelProblem":
-        self.require(V)
-        fixed = prepare_fixed_effects(y, X, rank)
+        return self.prepare_shared(V, y, X, ALONE, rank=rank)
+
+    def prepare_shared(
+        self, V: Matrix, y: Tensor, X: Tensor | None, ranks: Ranks, *, rank: str = "drop"
+    ) -> "MixedModelProblem":
+        ranks.together(lambda: self.require(V))
+        fixed = prepare_fixed_effects(y, X, rank, ranks)
         return MixedModelProblem(V, fixed)
 
 
@@ -92,15 +113,25 @@ class Plan:
         return sum(Z.shape[1] for Z in self.rest)
 
     @classmethod
-    def of(cls, V: Matrix) -> "Plan":
-        """The plan of a V: the term with the most effects among those correlated only within a level comes first."""
+    def of(cls, V: Matrix, ranks: Ranks = ALONE) -> "Plan":
+        """The plan of a V: the term with the most effects among those correlated only within a level comes first.
+
+        Where each of several processes has levels of its own of a term, that one does.
+        """
         theta = V.theta.detach()
         operands = operands_of(V, theta)
         residual = next(i for i, (_, operand, _) in enumerate(operands) if _is_scaled_diagonal(operand))
         terms = propagated_terms(V, theta)
         able = [i for i, term in enumerate(terms) if isinstance(term.Z, IncidenceMatrix)
                 and _is_by_level(term.G, term.G_params, len(term.Z.levels))]  # fmt: skip
-        best = max(able, key=lambda i: terms[i].Z.shape[1], default=-1)
+        own = [i for i, term in enumerate(terms) if term.name in ranks.own]
+        if len(own) > 1 or not set(own) <= set(able):
+            names = " and ".join(repr(terms[i].name) for i in own)
+            raise ValueError(
+                f"The mixed-model equations take levels of their own on each process of one term with independent "
+                f"levels, got {names}. Give V all levels of the others on every process."
+            )
+        best = max(own or able, key=lambda i: terms[i].Z.shape[1], default=-1)
         rest = [i for i in range(len(terms)) if i != best]
         first = terms[best].Z if best >= 0 else None
         assert first is None or isinstance(first, IncidenceMatrix)
@@ -112,16 +143,21 @@ class MixedModelProblem(Problem):
 
     def __init__(self, V: Matrix, fixed: FixedEffects) -> None:
         super().__init__(V, fixed)
-        self.plan = Plan.of(V)
+        self.plan = Plan.of(V, fixed.ranks)
         terms = propagated_terms(V, V.theta.detach())
+        own = self.plan.first is not None and terms[self.plan.first_index].name in fixed.ranks.own
+        self.by_levels = fixed.ranks if own else ALONE  # the processes of which each has levels of its own
+        self.by_rows = ALONE if own else fixed.ranks  # the processes of which each has rows of any levels
         self.covariances = TermCovariances(V, self.plan.residual, self.plan.first_index)
         self.names, self.sizes = [term.name for term in terms], [term.Z.shape[1] for term in terms]
         self.sizes_of_rest = [Z.shape[1] for Z in self.plan.rest]
         chain = all(terms[i].G.is_diagonal for i in self.plan.rest_index)
         self.weight = self._weight(fixed.e)
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
-        self.products: CrossProducts = cross_products(self.plan.first, self.plan.rest, self.F, self.weight, chain)
-        self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -self.weight.log().sum()
+        self.products: CrossProducts = cross_products(
+            self.plan.first, self.plan.rest, self.F, self.weight, chain, fixed.ranks, own
+        )
+        self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -fixed.ranks.sum(self.weight.log().sum())
 
     def _weight(self, like: Tensor) -> Tensor | None:
         """1/R₀, None for ones."""
@@ -170,7 +206,7 @@ class MixedModelEvaluation(Evaluation):
         try:
             with torch.no_grad():
                 arranged = covariances.arranged(self.z, [G.detach() for G in large])
-                self.equations = Equations(problem.products, problem.n, problem.p, *arranged)
+                self.equations = Equations(problem.products, problem.n, problem.p, *arranged, problem.by_levels)
         except torch.linalg.LinAlgError as error:
             message = f"The mixed-model equations have no solution at theta {theta.tolist()}."
             raise NotPositiveDefinite(message) from error
@@ -245,9 +281,11 @@ class MixedModelEvaluation(Evaluation):
         first, rest = self._split(rhs[:-1])
         first_down, rest_down = equations.down_effects(first, rest)
         first_Pe, rest_Pe = equations.Pe
-        quadratic = inner(first, first_down) + rest.mT @ rest_down
-        N = inner(equations.first_F[:, :p], first) + equations.NF[:, :p].mT @ rest
-        cross = (inner(first, first_Pe[:, None]) + rest.mT @ rest_Pe[:, None]) @ relative
+        quadratic, N, cross = self.problem.by_levels.sums(
+            inner(first, first_down), inner(equations.first_F[:, :p], first), inner(first, first_Pe[:, None])
+        )
+        quadratic, N = quadratic + rest.mT @ rest_down, N + equations.NF[:, :p].mT @ rest
+        cross = (cross + rest.mT @ rest_Pe[:, None]) @ relative
         return torch.addmm(
             (quadratic - N.mT @ equations.UU_inverse @ N) / equations.sigma2 + cross + cross.mT,
             relative.mT, equations.ePe * relative,
@@ -299,13 +337,16 @@ class MixedModelEvaluation(Evaluation):
         weighted = rhs if weight is None else weight[:, None] * rhs
         terms = propagated_terms(self.problem.V, self.theta.detach())
         t = torch.cat([term.Z.rmatmul(term.Z_params, weighted) for term in terms]) if terms else rhs[:0]
+        t = self.problem.by_rows.sum(t)
         first, rest = self.equations.down(*self._split(t))
         parts = self._terms(first.transpose(1, 2).flatten(0, 1), rest)
         return self._residual(rhs, [part / self.equations.sigma2 for part in parts])
 
     def project(self, rhs: Tensor) -> Tensor:
         U = self.problem.fixed.U
-        return self.solve(rhs) - self._ViU @ (self.gamma_cov @ (self._ViU.mT @ rhs)) if U.shape[1] else self.solve(rhs)
+        if not U.shape[1]:
+            return self.solve(rhs)
+        return self.solve(rhs) - self._ViU @ (self.gamma_cov @ self.problem.ranks.sum(self._ViU.mT @ rhs))
 
     @cached_property
     def _ViU(self) -> Tensor:

@@ -189,54 +189,50 @@ class ProcessGroup(Ranks):
         return self._reduced(x, dist.ReduceOp.MAX)
 
     def first(self, x: Tensor) -> Tensor:
-        x = x.detach().clone(memory_format=torch.contiguous_format)
-        self.sent += x.nbytes if self.rank == 0 else 0
-        dist.broadcast(x, self._first, group=self.group)
-        return x
+        message = self._message(x)
+        self.sent += message.nbytes if self.rank == 0 else 0
+        dist.broadcast(message, self._first, group=self.group)
+        return message.to(x.device)
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        x = x.detach().contiguous()
-        lengths = [int(length) for length in self._equal(torch.tensor([len(x)], device=self._device(x)))]
-        padded = x.new_zeros((max(lengths), *x.shape[1:]))
-        padded[: len(x)] = x
+        lengths = [int(length) for length in self._equal(torch.tensor([len(x)]))]
+        padded = x.detach().new_zeros((max(lengths), *x.shape[1:]))
+        padded[: len(x)] = x.detach()
         return [part[:length] for part, length in zip(self._equal(padded), lengths, strict=True)]
 
     def objects(self, x: T) -> list[T]:
-        return [_unpickled(part) for part in self.gather(self._pickled(x))]
+        return [pickle.loads(part.numpy().tobytes()) for part in self.gather(_pickled(x))]
 
     def to_first(self, x: T) -> list[T]:
-        data = self._pickled(x)
-        longest = int(self.largest(torch.tensor(len(data) + 8, device=data.device)))
-        padded = data.new_zeros(longest)
-        padded[:8] = torch.tensor([len(data)]).view(torch.uint8).to(data)
-        padded[8 : 8 + len(data)] = data
-        self.sent += data.nbytes
-        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.rank == 0 else None
-        dist.gather(padded, parts, self._first, group=self.group)
-        return [_unpickled(part[8 : 8 + int(part[:8].cpu().view(torch.int64))]) for part in parts or []]
+        data = _pickled(x)
+        padded = data.new_zeros(int(self.largest(torch.tensor(len(data)))))
+        padded[: len(data)] = data  # what is pickled says where it ends
+        message = self._message(padded)
+        parts = [torch.empty_like(message) for _ in range(self.size)] if self.rank == 0 else None
+        self.sent += message.nbytes
+        dist.gather(message, parts, self._first, group=self.group)
+        return [pickle.loads(part.cpu().numpy().tobytes()) for part in parts or []]
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 
+    def _message(self, x: Tensor) -> Tensor:
+        """A copy of a tensor to send: NCCL takes tensors on a GPU only."""
+        device = torch.device("cuda") if dist.get_backend(self.group) == "nccl" else x.device
+        return x.detach().to(device, copy=True, memory_format=torch.contiguous_format)
+
     def _reduced(self, x: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
-        total = x.detach().clone(memory_format=torch.contiguous_format)
-        self.sent += total.nbytes
-        dist.all_reduce(total, operation, group=self.group)
-        return total
+        message = self._message(x)
+        self.sent += message.nbytes
+        dist.all_reduce(message, operation, group=self.group)
+        return message.to(x.device)
 
     def _equal(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes, of one shape."""
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        self.sent += x.nbytes
-        dist.all_gather(parts, x, group=self.group)
-        return parts
-
-    def _pickled(self, x: Any) -> Tensor:
-        data = torch.frombuffer(bytearray(pickle.dumps(x)), dtype=torch.uint8)
-        return data.to(self._device(data))
-
-    def _device(self, x: Tensor) -> torch.device:
-        """Where a message is sent from: NCCL takes tensors on a GPU only."""
-        return torch.device("cuda") if dist.get_backend(self.group) == "nccl" else x.device
+        message = self._message(x)
+        parts = [torch.empty_like(message) for _ in range(self.size)]
+        self.sent += message.nbytes
+        dist.all_gather(parts, message, group=self.group)
+        return [part.to(x.device) for part in parts]
 
 
 def processes(own: Iterable[str] | Mapping[str, np.ndarray | None] = ()) -> Ranks:
@@ -271,5 +267,5 @@ class _Shared(Function):
         return None, _Sum.apply(ctx.ranks, grads[0])
 
 
-def _unpickled(data: Tensor) -> Any:
-    return pickle.loads(data.cpu().numpy().tobytes())
+def _pickled(x: Any) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(x)), dtype=torch.uint8)

@@ -1,0 +1,135 @@
+"""Fits on several processes: what a solver gives is what it gives on one, and all processes go the same way."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from openreml_nn import fit
+from openreml_nn.covariance import CovariancePropagation, DummyMatrix, ScalarMatrix, Sum
+from openreml_nn.solvers import ALONE, SOLVERS, ProcessGroup, Ranks, choose_solver, processes
+
+EVALUATED = [
+    "slopes blocks levels", "serial blocks levels", "slopes mixed_model_equations levels",
+    "crossed mixed_model_equations levels", "crossed mixed_model_equations rows",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(on_processes: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each of four processes found; the last one takes part in nothing."""
+    return on_processes["solvers"]
+
+
+def test_collectives(found: list[dict[str, Any]]) -> None:
+    for place, own in enumerate(found[:3]):
+        told = own["collectives"]
+        assert told["sums"] == [[6.0, 12.0], [[6.0]]]
+        assert told["largest"] == [3.0, 6.0]
+        assert told["first"] == [1.0, 2.0]
+        assert told["gather"] == [[], [2.0], [3.0, 6.0]]
+        assert told["objects"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert told["to_first"] == (["", "x", "xx"] if place == 0 else [])
+        assert told["sent"] == 16
+        assert told["same"]
+
+
+def test_derivatives_of_a_sum_are_whole_on_each_process(found: list[dict[str, Any]]) -> None:
+    theta = torch.tensor([2.0, 3.0], dtype=torch.float64)
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        return (torch.tensor([6.0, 12.0], dtype=torch.float64) @ theta**3) ** 2
+
+    for own in found[:3]:
+        assert own["collectives"]["slope"] == torch.func.jacrev(loss)(theta).tolist()
+        np.testing.assert_allclose(own["collectives"]["hessian"], torch.func.hessian(loss)(theta), rtol=1e-14)
+
+
+def test_an_error_of_one_process_is_one_of_all(found: list[dict[str, Any]]) -> None:
+    for own in found[:3]:
+        assert own["collectives"]["error"] == (
+            "ZeroDivisionError: integer division or modulo by zero (On process 2 of 3.)"
+        )
+        assert own["collectives"]["all"] == "ZeroDivisionError: integer division or modulo by zero"
+        refused = own["refusals"]
+        assert refused == found[0]["refusals"]
+        assert (
+            refused["nan"]
+            == "ValueError: y holds 1 missing or infinite values. Drop or replace them. (On process 3 of 3.)"
+        )
+        assert "same columns on every process, got [7, 7, 3]" in refused["columns"]
+        assert "Process 3 of 3 has no rows" in refused["empty"]
+        assert refused["singular"].startswith("NotPositiveDefinite")
+        assert "g 'a', rows 0, 1" in refused["singular"]  # of the second process
+        assert "dense solver needs all rows on each process" in refused["dense"]
+
+
+def test_fixed_effects(found: list[dict[str, Any]]) -> None:
+    alone = found[0]["fixed alone"]
+    for own in found[:3]:
+        fixed = own["fixed"]
+        assert fixed["kept"] == alone["kept"] == [0, 1, 2, 4, 5]
+        assert fixed["n"] == 30
+        assert fixed["refused"] == alone["refused"]
+        assert fixed["orthonormal"] < 1e-14
+        np.testing.assert_allclose(fixed["e"], alone["e"], atol=1e-14)
+        np.testing.assert_allclose(fixed["beta"], alone["beta"], rtol=1e-15, atol=1e-8)
+        for name in ("variance", "logdet", "f"):
+            assert fixed[name] == pytest.approx(alone[name], rel=1e-13)
+        for ours, theirs in zip(fixed["slopes"], alone["slopes"], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-13 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_evaluations(found: list[dict[str, Any]], name: str) -> None:
+    alone = found[0][f"{name} alone"]
+    for own in found[:3]:
+        ours = own[name]
+        assert ours.keys() == alone.keys()
+        for quantity, theirs in alone.items():
+            np.testing.assert_allclose(
+                ours[quantity], theirs, rtol=0, atol=1e-11 * np.abs(theirs).max(), err_msg=quantity
+            )
+        assert ours["loglik"] == found[0][name]["loglik"]
+        assert ours["score"] == found[0][name]["score"]
+
+
+def test_fits(found: list[dict[str, Any]]) -> None:
+    """Those of `scripts/check_ranks.py`: a boundary, aliased columns, crossed terms, traits, one row on a process."""
+    lines = found[0]["fits"]
+    assert len(lines) == 11
+    assert not [line for line, short in lines if short]
+
+
+# ---- one process -----------------------------------------------------------------------------------------------------
+
+
+def test_one_process_is_alone() -> None:
+    assert processes() is ALONE
+    assert ALONE.owning(["g"]) is ALONE
+    x = torch.ones(2, requires_grad=True)
+    assert ALONE.sums(x, x)[1] is x
+    assert ALONE.shared(x) is x
+    assert ALONE.count(3) == 3
+    with pytest.raises(ZeroDivisionError, match="by zero"):
+        ALONE.together(lambda: 1 // 0)
+    assert isinstance(ALONE, Ranks)
+    assert not isinstance(ALONE, ProcessGroup)
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_which_solvers_share(solver: str) -> None:
+    codes = torch.arange(12) // 3
+    V = Sum(g=CovariancePropagation(DummyMatrix(codes), ScalarMatrix(4)), residual=ScalarMatrix(12))
+    whole = SOLVERS[solver]().whole_terms(V)
+    assert whole == (["g"] if solver in ("blocks", "mixed_model_equations") else None)
+    assert choose_solver(V).solver.name == "spectral"
+    assert choose_solver(V, share=True).solver.name == "mixed_model_equations"
+
+
+def test_a_fit_of_one_process_takes_ranks() -> None:
+    codes = torch.arange(12) // 3
+    y = torch.sin(torch.arange(12, dtype=torch.float64)) + codes
+    V = Sum(g=CovariancePropagation(DummyMatrix(codes), ScalarMatrix(4)), residual=ScalarMatrix(12))
+    assert fit(V, y, ranks=ALONE).sharing == ""
