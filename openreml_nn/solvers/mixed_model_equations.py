@@ -53,7 +53,7 @@ class MixedModelEquationsSolver(Solver):
 
     def cost(self, V: Matrix) -> str:
         plan = Plan.of(V)
-        q, L = plan.size_of_rest, 0 if plan.first is None else len(plan.first.levels)
+        q, L = plan.size_of_rest, 0 if plan.first is None else plan.first.num_levels
         return f"q³ = {q**3:.1e} multiplications for q = {q} effects, after {L} levels are eliminated one by one"
 
     def whole_terms(self, V: Matrix) -> list[str] | None:
@@ -123,7 +123,7 @@ class Plan:
         residual = next(i for i, (_, operand, _) in enumerate(operands) if _is_scaled_diagonal(operand))
         terms = propagated_terms(V, theta)
         able = [i for i, term in enumerate(terms) if isinstance(term.Z, IncidenceMatrix)
-                and _is_by_level(term.G, term.G_params, len(term.Z.levels))]  # fmt: skip
+                and _is_by_level(term.G, term.G_params, term.Z.num_levels)]  # fmt: skip
         own = [i for i, term in enumerate(terms) if term.name in ranks.own]
         if len(own) > 1 or not set(own) <= set(able):
             names = " and ".join(repr(terms[i].name) for i in own)

@@ -34,7 +34,7 @@ class Shape:
 
     @classmethod
     def of(cls, term: RandomTerm) -> "Shape":
-        levels = len(term.Z.levels) if isinstance(term.Z, IncidenceMatrix) else term.G.shape[0]
+        levels = term.Z.num_levels if isinstance(term.Z, IncidenceMatrix) else term.G.shape[0]
         shared = term.G.common_block(term.G_params, levels) is not None
         return cls(levels, term.G.shape[0] // levels, shared, term.G.is_diagonal)
 
@@ -68,7 +68,7 @@ class TermCovariances:
         self.seeds, self.seed, self.owned = self._seeds()
 
     def _seeds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Which elements of z are differentiated at once: those that have no theta in common.
+        """Which elements of z are differentiated at once: those of the lower triangles that have no theta in common.
 
         Returns:
             (ones where an element of z is in a seed, shape (c, m); the seed of each element, shape (m,); ones where an
@@ -77,26 +77,30 @@ class TermCovariances:
         V, theta = self.V, self.V.theta.detach()
         operands = [operand for _, operand, _ in operands_of(V, theta)]
         index = [V.operand_index(name) for name in V.operand_names] if isinstance(V, Sum) else [[*range(len(theta))]]
+        tied = sum(len(place) for place in index) > len(theta)  # a theta is part of several terms
         terms = [i for i, operand in enumerate(operands) if isinstance(operand, CovariancePropagation)]
-        shared = [(i, shape.effects**2) for i, shape in zip(terms, self.shapes, strict=True) if shape.shared]
-        owned: list[Tensor] = []
-        seed: list[int] = []
-        for i, count in [(self.residual, 1), *shared]:
+        shared = [(i, shape.effects) for i, shape in zip(terms, self.shapes, strict=True) if shape.shared]
+        owned, seed, lower, begin = [], [], [], 0
+        for i, s in [(self.residual, 1), *shared]:
             own = theta.new_zeros(len(theta))
             own[index[i]] = 1.0
-            owned.append(own.expand(count, -1))
-            seed += range(count)
-        if sum(len(place) for place in index) > len(theta):  # a theta is part of several terms
-            seed = [*range(len(seed))]
-        places = torch.tensor(seed, device=theta.device)
-        return torch.eye(max(seed) + 1).to(theta)[places].mT.contiguous(), places, torch.cat(owned)
+            owned.append(own.expand(s * s, -1))
+            row, column = (place.flatten() for place in torch.meshgrid(torch.arange(s), torch.arange(s), indexing="ij"))
+            seed.append(begin + row * (row + 1) // 2 + column)
+            seed[-1][column > row] = seed[-1].view(s, s).mT.flatten()[column > row]
+            lower.append(column <= row)
+            begin += s * (s + 1) // 2 if tied else 0
+        places, used = torch.cat(seed), torch.cat(lower)
+        seeds = torch.zeros(int(places.max()) + 1, len(places))
+        seeds[places[used], used.nonzero()[:, 0]] = 1.0
+        return seeds.to(theta), places.to(theta.device), torch.cat(owned)
 
     def sigma2(self, theta: Tensor) -> Tensor:
         """σ², the factor of R₀."""
         _, residual, own = operands_of(self.V, theta)[self.residual]
         if isinstance(residual, DiagonalPropagation):
             ((residual, own),) = residual.parts(own)
-        return residual.diagonal(own)[0]
+        return residual.mean_diagonal(own)
 
     def small(self, theta: Tensor) -> Tensor:
         """z: σ² and the shared blocks, row by row, shape (m,)."""
