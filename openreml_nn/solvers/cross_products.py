@@ -20,7 +20,7 @@ from openreml_nn.covariance.structures.incidence import IncidenceMatrix
 from openreml_nn.solvers.layouts import SPARSE_SHARE, DenseLayout, Layout, choose_layout
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.ranks import ALONE, Ranks
-from openreml_nn.solvers.sparse import by_rows, sparse_matrix, transposed, transposed_rows
+from openreml_nn.solvers.sparse import by_rows, order_of, transposed, transposed_rows
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
 Column = tuple[Tensor, Tensor]  # of B_T: where the element of each row is, and the element
@@ -186,8 +186,8 @@ def cross_products(
     weighted = F if weight is None else weight[:, None] * F
     q = sum(Z.shape[1] for Z in rest)
     empty = F.new_zeros(0)
-    codes = F.new_zeros(0, dtype=torch.int64) if first is None else first.codes.clamp(min=0)
-    L = 0 if first is None else len(first.levels)
+    codes = F.new_zeros(0, dtype=torch.int64) if first is None else first._column(0)
+    L = 0 if first is None else first.num_levels
     x = F.new_zeros((0, 1)) if first is None else first.effect_values(F)
     s = x.shape[1]
     wx = x if weight is None or first is None else weight[:, None] * x
@@ -225,8 +225,10 @@ def _sums(codes: Tensor, left: Tensor, rights: list[Tensor], count: int) -> list
     """Σ left_i right_i' over the rows of each level, shape (columns of left, columns of right, count), by rights."""
     if not count:
         return [right.new_zeros((left.shape[1], right.shape[1], 0)) for right in rights]
-    rows = torch.arange(len(codes), device=codes.device)
-    by_level = [sparse_matrix(codes, rows, x, (count, len(codes))) for x in left.mT]
+    sizes, order = order_of(codes, count)
+    left = left if order is None else left[order]
+    rows = torch.arange(len(codes), dtype=torch.int32, device=codes.device) if order is None else order
+    by_level = [by_rows(sizes, rows, x.contiguous(), (count, len(codes))) for x in left.mT]
     return [torch.stack([(Z @ right).mT for Z in by_level]) for right in rights]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from torch import Tensor
 
 
@@ -13,15 +13,27 @@ def sparse_matrix(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, 
     """A sparse matrix with these elements; those of one place are added.
 
     Args:
-        row: Row of each element; the matrix is made quicker where rows are in order.
+        row: Row of each element.
         column: Column of each element.
         value: The elements.
         shape: Shape of the matrix.
     """
-    if bool((row[1:] >= row[:-1]).all()):
-        return by_rows(torch.bincount(row, minlength=shape[0]), column, value, shape)
-    elements = value.cpu().numpy(), (row.cpu().numpy(), column.cpu().numpy())
-    return _of_scipy(coo_array(elements, shape=shape).tocsr(), shape, value.device)
+    sizes, order = order_of(row, shape[0])
+    if order is not None:
+        column, value = column[order], value[order]
+    return by_rows(sizes, column, value, shape)
+
+
+def order_of(codes: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+    """How many of each of ``count`` codes there are, and the places of the codes in order; None where they are."""
+    if bool((codes[1:] >= codes[:-1]).all()):
+        return torch.bincount(codes, minlength=count), None
+    n, index = len(codes), np.int32 if len(codes) < 2**31 else np.int64
+    places = np.arange(n + 1, dtype=index)
+    one_a_row = csr_array((places[:-1], codes.cpu().numpy().astype(index), places), shape=(n, count))
+    by_code = one_a_row.tocsc()
+    sizes, order = (torch.from_numpy(part).to(codes.device) for part in (np.diff(by_code.indptr), by_code.data))
+    return sizes.to(torch.int64), order
 
 
 def by_rows(sizes: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:

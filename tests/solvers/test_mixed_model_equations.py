@@ -75,6 +75,12 @@ CASES = {
     "rows of no level": {"s": simple(SOME), "g": simple(MANY)},
     "no random term": {},
 }  # fmt: skip
+TIED = UnstructuredMatrix(2)
+CASES["one covariance in two terms"] = {
+    name: CovariancePropagation(KhatriRaoMatrix(torch.cat([ONE, x], dim=1), dummy),
+                                KroneckerProduct(TIED, IdentityMatrix(dummy.num_levels)))
+    for name, dummy in (("g", MANY), ("h", FEW))
+}  # fmt: skip
 MODELS = {name: Sum(terms | RESIDUAL) for name, terms in CASES.items()} | {
     "weights": Sum(g=simple(MANY), h=simple(FEW), residual=DiagonalPropagation(1.0 + x.abs(), ScalarMatrix(1))),
 }
