@@ -50,7 +50,7 @@ class BlockFactor:
         """Factor the blocks; F is [U e] in the order of the groups, shape (N, p + 1)."""
         p = F.shape[1] - 1
         try:
-            L = [torch.linalg.cholesky(V) for V in blocks]
+            L = _cholesky(blocks)
             W = forwards(pattern, L, F)
             logdet = 2.0 * sum(_logdets(L, pattern), start=F.new_zeros(()))
             M, logdet = ranks.sums(W[:, :p].mT @ W[:, :p], logdet)
@@ -136,12 +136,27 @@ def block_factor(
     pattern: BlockPattern, F: Tensor, blocks: list[Tensor], ranks: Ranks
 ) -> tuple[tuple[Tensor, ...], BlockFactor]:
     """The three terms, differentiable in every mode of autograd, and the factor."""
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (F, *blocks)):
+    if _watched(F, *blocks):
         factor = BlockFactor.of(pattern, F, blocks, ranks)
         return factor.terms(), factor
     terms = BlockTerms.apply(pattern, ranks, F, *blocks)
     three, (Q, w, Lm, gamma), L = _cut(terms, 3, 4, len(blocks))
     return tuple(three), BlockFactor(pattern, L, Q, w, Lm, gamma, three[0].detach(), ranks)
+
+
+def _watched(*tensors: Tensor) -> bool:
+    """Whether ``torch.func`` watches, so that values cannot be looked at."""
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+
+
+def _cholesky(blocks: list[Tensor]) -> list[Tensor]:
+    """The factors of all groups, whose success is looked at once for all, because a look waits for the device."""
+    if len(blocks) < 2 or _watched(*blocks):
+        return [torch.linalg.cholesky(V) for V in blocks]
+    L, failed = zip(*(torch.linalg.cholesky_ex(V) for V in blocks), strict=True)
+    if bool(torch.cat(failed).any()):
+        raise torch.linalg.LinAlgError("A block has no Cholesky factor.")
+    return list(L)
 
 
 def _logdets(L: list[Tensor], pattern: BlockPattern) -> list[Tensor]:
