@@ -1,15 +1,19 @@
-"""What all tests share: one thread, a seed, and no GPU test where there is no GPU."""
+"""What all tests share: one thread, a seed, another device, and no GPU test where there is no GPU."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from openreml_nn.testing.elsewhere import Elsewhere
 
 torch.set_num_threads(1)
 
@@ -18,6 +22,25 @@ torch.set_num_threads(1)
 def _seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@contextmanager
+def _cuda() -> Iterator[torch.device]:
+    yield torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def _elsewhere() -> Iterator[torch.device]:
+    if not Elsewhere.works():
+        pytest.skip("this version of torch has no device to pretend")
+    with Elsewhere() as device:
+        yield torch.device(device.name, 0)
+
+
+@pytest.fixture(params=["elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)])
+def another_device(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[torch.device]]:
+    """Gives, in a ``with`` block, a device that is not the CPU: a GPU, and one that is not there (`Elsewhere`)."""
+    return _cuda if request.param == "cuda" else _elsewhere
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
