@@ -127,7 +127,10 @@ class Problem(ABC):
 
         Arguments are those of ``Solver.prepare``.
         """
-        return self._with(prepare_fixed_effects(y, X, rank, self.ranks))
+        fixed = prepare_fixed_effects(y, X, rank, self.ranks)
+        if fixed.n_here != self.n_here:
+            raise ValueError(f"This V has {self.n_here} observations, and the other data are {fixed.n_here}.")
+        return self._with(fixed)
 
     def _with(self, fixed: FixedEffects) -> "Problem":
         """The problem of another y and X; a solver whose preparation depends on V keeps that."""

@@ -210,6 +210,22 @@ def cross_products(
     return CrossProducts(of_first, of_F, coupling, of_rest, rest_F, FF)
 
 
+def with_columns(
+    products: CrossProducts, first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None,
+    ranks: Ranks = ALONE, own: bool = False,
+) -> CrossProducts:  # fmt: skip
+    """The same products with another F, arguments as of ``cross_products``; those of the designs are not made again."""
+    weighted, empty, f = F if weight is None else weight[:, None] * F, F.new_zeros(0), F.shape[1]
+    s, _, L = products.first.shape
+    others = [
+        F.new_zeros((s, f, 0)) if first is None else first.rmatmul(empty, weighted).view(s, L, f).transpose(1, 2),
+        torch.cat([Z.rmatmul(empty, weighted) for Z in rest]) if rest else F.new_zeros((0, f)),
+        F.mT @ weighted,
+    ]
+    of_F, rest_F, FF = others if own else ranks.sums(*others)
+    return CrossProducts(products.first, of_F, products.coupling, products.rest, rest_F, FF)
+
+
 def _pairs_below(sizes: Tensor) -> tuple[Tensor, Tensor]:
     """For entries in the order of levels of these sizes: the entries up to each in its level, and how many they are."""
     index = torch.int32 if int((sizes * (sizes + 1) // 2).sum()) < 2**31 else torch.int64

@@ -11,6 +11,7 @@ Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates,
 Journal of Statistical Software 67(1), and of MixedModels.jl.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,7 @@ from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, M
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
-from openreml_nn.solvers.cross_products import CrossProducts, cross_products
+from openreml_nn.solvers.cross_products import CrossProducts, cross_products, with_columns
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations, inner
 from openreml_nn.solvers.ranks import ALONE, Ranks
@@ -146,6 +147,7 @@ class MixedModelProblem(Problem):
         self.plan = Plan.of(V, fixed.ranks)
         terms = propagated_terms(V, V.theta.detach())
         own = self.plan.first is not None and terms[self.plan.first_index].name in fixed.ranks.own
+        self.own = own
         self.by_levels = fixed.ranks if own else ALONE  # the processes of which each has levels of its own
         self.by_rows = ALONE if own else fixed.ranks  # the processes of which each has rows of any levels
         self.covariances = TermCovariances(V, self.plan.residual, self.plan.first_index)
@@ -158,6 +160,15 @@ class MixedModelProblem(Problem):
             self.plan.first, self.plan.rest, self.F, self.weight, chain, fixed.ranks, own
         )
         self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -fixed.ranks.sum(self.weight.log().sum())
+
+    def _with(self, fixed: FixedEffects) -> "MixedModelProblem":
+        other = copy(self)
+        other.fixed = fixed
+        other.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
+        other.products = with_columns(
+            self.products, self.plan.first, self.plan.rest, other.F, self.weight, fixed.ranks, self.own
+        )
+        return other
 
     def _weight(self, like: Tensor) -> Tensor | None:
         """1/R₀, None for ones."""

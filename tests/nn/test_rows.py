@@ -1,5 +1,7 @@
 """All rows through the engine: the same likelihood and gradients as the dense one, whatever the solver."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -55,13 +57,18 @@ def test_gradients_are_those_of_differences(make, mode):
 
 
 def test_what_depends_on_the_levels_alone_is_kept(make):
-    for name, solver, kept in (("kernel", "spectral", "reduction"), ("intercepts", "blocks", "pattern")):
-        case = make(name)
-        head = case.head(mode="exact", solver=solver)
-        problem = SOLVERS[solver]().prepare(head.covariance(case.groups), case.y)
+    for name, solver, kept in (
+        ("kernel", "spectral", "reduction"),
+        ("intercepts", "blocks", "pattern"),
+        ("crossed", "mixed_model_equations", "products.coupling"),
+    ):
+        case, of = make(name), attrgetter(kept)
+        problem = SOLVERS[solver]().prepare(case.head().covariance(case.groups), case.y)
         other = problem.with_data(torch.randn(len(case.y)), torch.randn(len(case.y), 2))
-        assert getattr(other, kept) is getattr(problem, kept)
+        assert of(other) is of(problem)
         assert other.p == 2
+        with pytest.raises(ValueError, match="has 48 observations, and the other data are 47"):
+            problem.with_data(case.y[1:])
 
 
 def test_the_history_of_a_step_is_not_kept(make):
