@@ -66,7 +66,7 @@ def _eliminate_two(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _turned(M: Tensor) -> Tensor:
     """The adjugate of 2 × 2 blocks but for the signs."""
-    return M.flatten(0, 1).index_select(0, torch.tensor([3, 1, 2, 0], device=M.device)).view(M.shape)
+    return M.flip(0, 1).transpose(0, 1)
 
 
 def square_root(S: Tensor) -> Tensor:
