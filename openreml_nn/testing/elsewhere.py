@@ -7,13 +7,14 @@ the arithmetic of a GPU.
 """
 
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map_only
 
 DEVICE = "lazy"  # a device that torch knows on every machine and that has no tensors of its own
 MOVES = {"_to_copy", "to", "copy_"}
@@ -21,7 +22,7 @@ INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_imp
 SCALARS = {"fill_", "masked_fill", "masked_fill_", *INDEXING}  # take a number from the CPU, as elementwise ones do
 CHECKED = {"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky_inverse"}
 DEPENDS_ON_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-PACKAGE, TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
+PACKAGE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 
 
 class TwoDevices(RuntimeError):
@@ -119,7 +120,7 @@ class Elsewhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = list(_tensors(args)) + list(_tensors(tuple(kwargs.values())))
         there, target = [x for x in tensors if _is_there(x)], kwargs.get("device")
         to_there = bool(there) if target is None else torch.device(target).type == DEVICE
         if not there and not to_there:
@@ -137,11 +138,11 @@ class Elsewhere(TorchDispatchMode):
             func = torch.ops.aten.zeros.default
         if target is not None and to_there:
             kwargs = kwargs | {"device": "cpu"}
-        result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        result = func(*_here(args), **{key: _here(value) for key, value in kwargs.items()})
         if not to_there and name != "copy_":
             return result
         if to_there:
-            result = tree_map(lambda x: ElsewhereTensor(x) if isinstance(x, Tensor) else x, result)
+            result = tree_map_only(Tensor, ElsewhereTensor, result)
         return return_and_correct_aliasing(func, args, kwargs, result)
 
     def _look(self, operation: Any, name: str, args: Any, kwargs: Any, here: list[Tensor]) -> None:
@@ -170,12 +171,9 @@ class Elsewhere(TorchDispatchMode):
     def _note(events: list[str], name: str) -> None:
         """Add an event with the line that it comes from, of this package if there is one, else outside of torch."""
         frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
-        own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-        others = [frame for frame in frames if not Path(frame.filename).is_relative_to(TORCH)]
-        at = (own or others)[-1]
-        file = Path(at.filename)
-        where = file.relative_to(PACKAGE) if own else Path(*file.parts[-2:])
-        events.append(f"{name} at {where}:{at.lineno}: {at.line}")
+        own = [frame for frame in frames if frame.filename.startswith(PACKAGE)]
+        at = (own or [frame for frame in frames if not frame.filename.startswith(TORCH)])[-1]
+        events.append(f"{name} at {'/'.join(Path(at.filename).parts[-2:])}:{at.lineno}: {at.line}")
 
 
 def _is_there(x: Any) -> bool:
@@ -183,4 +181,16 @@ def _is_there(x: Any) -> bool:
 
 
 def _here(x: Any) -> Any:
-    return x.here if _is_there(x) else x
+    """An argument of an operation with the numbers in the place of tensors elsewhere."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_here, x))
+    return x.here if isinstance(x, ElsewhereTensor) else x
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments of an operation."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (list, tuple)):
+        for part in x:
+            yield from _tensors(part)
