@@ -136,28 +136,36 @@ def moved(given, device):
     )
 
 
-@pytest.mark.skipif(not Elsewhere.works(), reason="this torch takes no device without tensors of its own")
 @pytest.mark.parametrize("mode", ["batch", "exact", "features"])
-def test_everything_happens_on_the_device_of_the_data(make, mode):
+def test_everything_happens_on_the_device_of_the_data(make, mode, another_device):
     for name in ("intercepts", "slopes, crossed, kernel"):
         case, head = make(name), make(name).head(mode=mode)
         output = torch.randn(len(case.y), 2 if mode == "features" else 1)
         expected = head(output, case.y, case.groups).item()
-        with Elsewhere() as device:
-            head.to(device.name)
-            data = [moved(part, device.name) for part in (output, case.y, case.groups)]
+        with another_device() as device:
+            head.to(device)
+            data = [moved(part, device) for part in (output, case.y, case.groups)]
             data[0].requires_grad_()
-            device.forget()
             loss = head(*data)
             loss.backward()
-            if (name, mode) == ("intercepts", "batch"):
-                assert len(device.reads) <= 2  # the range of the codes
-                assert not device.checks + device.writes
             assert loss.item() == pytest.approx(expected, abs=1e-12)
             head.start(*data[1:])
             head.refit(*data, max_steps=0)
             mean, _ = head.predict(data[0], data[2])
-            assert mean.device.type == device.name
+            assert mean.device == device
+
+
+@pytest.mark.skipif(not Elsewhere.works(), reason="this torch has no device to pretend")
+def test_a_step_waits_for_the_range_of_the_codes_alone(make):
+    case = make("intercepts")
+    with Elsewhere() as device:
+        head = case.head().to(device.name)
+        f, y, groups = (moved(part, device.name) for part in (torch.randn(len(case.y)), case.y, case.groups))
+        f.requires_grad_()
+        device.forget()
+        head(f, y, groups).backward()
+        assert len(device.reads) <= 2
+        assert not device.checks + device.writes
 
 
 def saved(module):
