@@ -3,6 +3,8 @@
 import copy
 import pickle
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -390,10 +392,10 @@ def test_rescale_leaves_a_matrix_without_scale() -> None:
     assert torch.equal(IdentityMatrix(2).rescale(torch.zeros(0), 3.0), torch.zeros(0))
 
 
-@pytest.mark.gpu
-def test_moves_to_a_device() -> None:
-    mat = AR1Matrix(4).to("cuda")
-    V = mat()
-    assert V.is_cuda
-    V.sum().backward()
-    assert all(p.grad is not None and p.grad.is_cuda for p in mat.parameters())
+def test_moves_to_a_device(another_device: Callable[[], AbstractContextManager[torch.device]]) -> None:
+    with another_device() as device:
+        mat = AR1Matrix(4).to(device)
+        V = mat()
+        assert V.device == device
+        V.sum().backward()
+        assert all(p.grad is not None and p.grad.device == device for p in mat.parameters())

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -296,15 +297,15 @@ def test_gradients() -> None:
         assert any(bool((v.grad != 0).any()) for v in leaves if v.grad is not None)
 
 
-@pytest.mark.gpu
 @every
-def test_gpu(case: str) -> None:
+def test_on_another_device(case: str, another_device: Callable[[], AbstractContextManager[torch.device]]) -> None:
     make, parts, expected = updates(case)
-    metric = make().to("cuda")
-    for part in parts:
-        metric(**{name: values.cuda() for name, values in part.items()})
-    assert metric.compute().is_cuda
-    close(metric.compute().cpu(), expected)
+    with another_device() as device:
+        metric = make().to(device)
+        for part in parts:
+            metric(**{name: values.to(device) for name, values in part.items()})
+        assert metric.compute().device == device
+        close(metric.compute().cpu(), expected)
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------

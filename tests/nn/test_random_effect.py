@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -395,18 +396,19 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert layer.kl().dtype == dtype
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_on_a_gpu(posterior: str) -> None:
+def test_on_another_device(posterior: str, another_device: Callable[[], AbstractContextManager[torch.device]]) -> None:
     layer = random_layer(posterior, "slopes by kernel")
     codes, z = torch.tensor([0, 5, -1]), torch.randn(3, 2, dtype=torch.float64)
     moments, kl = layer.moments(codes, z), layer.kl()
-    layer.cuda()
-    there = layer.moments(codes.cuda(), z.cuda())
-    torch.testing.assert_close([x.cpu() for x in there], list(moments))
-    torch.testing.assert_close(layer.kl().cpu(), kl)
-    for shared in (False, True):
-        layer(codes.cuda(), z.cuda(), shared=shared).sum().backward()
+    with another_device() as device:
+        layer.to(device)
+        there = layer.moments(codes.to(device), z.to(device))
+        torch.testing.assert_close([x.cpu() for x in there], list(moments))
+        torch.testing.assert_close(layer.kl().cpu(), kl)
+        for shared in (False, True):
+            layer(codes.to(device), z.to(device), shared=shared).sum().backward()
+        assert {p.grad.device for p in layer.parameters() if p.grad is not None} == {device}
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,350 @@
+"""Fits, layers and Lightning on another device than the CPU: the same numbers, and few waits of the host.
+
+Each test runs on a GPU where there is one (marked ``gpu``), and everywhere on a device that is not there, on which an
+operation on tensors of two devices is an error, as on a GPU, and the host's waits are counted.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+
+from openreml_nn import REML, FitResult, fit
+from openreml_nn.covariance import (
+    AR1Matrix,
+    CovariancePropagation,
+    FactorAnalyticMatrix,
+    IdentityMatrix,
+    KroneckerProduct,
+    Matrix,
+    ScalarMatrix,
+    SimpleMatrix,
+    Sum,
+    UnstructuredMatrix,
+)
+from openreml_nn.data import Kernel, MixedModel, Term, read_table
+from openreml_nn.lightning import ConvergenceCallback, MixedModelDataModule, REMLModule
+from openreml_nn.likelihood import average_information
+from openreml_nn.nn import Effects, MixedModelHead
+from openreml_nn.optim import AverageInformation, Geometry
+from openreml_nn.solvers import Evaluation, random_terms
+from openreml_nn.testing.elsewhere import DEVICE, Elsewhere, TwoDevices
+
+Another = Callable[[], AbstractContextManager[torch.device]]
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def table(name: str) -> Callable[[], tuple[Matrix, Tensor, Tensor]]:
+    def make() -> tuple[Matrix, Tensor, Tensor]:
+        model = TABLES[name]()
+        return model.V, model.y, model.X
+
+    return make
+
+
+def markers() -> tuple[Matrix, Tensor, Tensor]:
+    """60 rows with 12 covariates of random slopes: a kernel by its small side."""
+    W, noise = normal(60, 12), normal(60, 2)
+    V = Sum(markers=CovariancePropagation(W, ScalarMatrix(12)), residual=ScalarMatrix(60))
+    return V, W @ torch.linspace(-1, 1, 12, dtype=torch.float64) + noise[:, 0], torch.ones(60, 1, dtype=torch.float64)
+
+
+def traits() -> tuple[Matrix, Tensor, Tensor]:
+    """Two traits of 30 related individuals."""
+    W, ones = normal(30, 40), torch.ones(30, 1, dtype=torch.float64)
+    K, both = SimpleMatrix(W @ W.mT / 40), torch.eye(2, dtype=torch.float64)
+    V = Sum(
+        genetic=KroneckerProduct(UnstructuredMatrix(2), K),
+        residual=KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(30)),
+    )
+    shared = torch.linalg.cholesky(K()) @ normal(30, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.8]], dtype=torch.float64)
+    return V, (shared + normal(30, 2)).mT.reshape(-1), torch.kron(both, ones)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+TABLES: dict[str, Callable[[], MixedModel]] = {
+    "crossed": lambda: MixedModel("john_alpha", "yield ~ rep", ["gen", "rep:block"]),
+    "slopes": lambda: MixedModel("sleepstudy", "Reaction ~ Days", {"Subject": Term("Subject", "1 + Days")}),
+    "serial": lambda: MixedModel(
+        "orthodont", "distance ~ age * Sex", residual=Term("Subject", within="occ", covariance=AR1Matrix)
+    ),
+    "ragged": lambda: MixedModel(
+        read_table("sleepstudy").iloc[[i for i in range(180) if i % 7]], "Reaction ~ Days", ["Subject"]
+    ),
+    "boundary": lambda: MixedModel("dyestuff2", "Yield ~ 1", ["Batch"]),
+    "kernel": lambda: MixedModel(
+        "gblup150", "y ~ trial", {"line": Term("line", relationship=Kernel("gblup150_K"))}
+    ),
+    "loadings": lambda: MixedModel(
+        "fa1", "y ~ env", {"gen": Term("gen", within="env", covariance=FactorAnalyticMatrix)},
+        Term(design="0 + env"),
+    ),
+}  # fmt: skip
+MODELS = {name: table(name) for name in TABLES} | {"markers": markers, "traits": traits}
+
+# Model and solver; how often an evaluation may wait for numbers, look at a factor, and take numbers from the host.
+# One wait is for what the optimiser reads, one write is θ.
+CASES = {
+    ("crossed", "dense"): (1, 3, 1),
+    ("serial", "dense"): (1, 3, 1),
+    ("crossed", "mixed_model_equations"): (2, 3, 1),
+    ("slopes", "mixed_model_equations"): (1, 2, 1),
+    ("kernel", "mixed_model_equations"): (2, 3, 1),
+    ("slopes", "blocks"): (1, 2, 1),
+    ("loadings", "blocks"): (1, 2, 1),
+    ("ragged", "blocks"): (2, 1, 1),
+    ("kernel", "spectral"): (2, 0, 4),
+    ("markers", "spectral"): (2, 0, 4),
+    ("boundary", "spectral"): (2, 0, 4),
+    ("traits", "spectral_traits"): (2, 2, 1),
+}
+every_solver = pytest.mark.parametrize(("model", "solver"), CASES, ids=lambda name: name)
+
+
+def moved(V: Matrix, y: Tensor, X: Tensor, device: torch.device) -> tuple[Matrix, Tensor, Tensor]:
+    return V.to(device), y.to(device), X.to(device)
+
+
+def close(there: Any, here: Any, relative: float = 1e-8) -> None:
+    """Numbers of another device are those of the CPU."""
+    there, here = (x.cpu() if isinstance(x, Tensor) else torch.tensor(np.array(x)) for x in (there, here))
+    torch.testing.assert_close(there, here, rtol=relative, atol=relative, equal_nan=True, check_dtype=False)
+
+
+# ---- fits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The response 'Yield' is")
+@every_solver
+def test_fit(model: str, solver: str, another_device: Another) -> None:
+    V, y, X = MODELS[model]()
+    here = fit(V, y, X, solver=solver)
+    torch.manual_seed(0)
+    again = MODELS[model]()
+    with another_device() as device:
+        there = fit(*moved(*again, device), solver=solver)
+        assert there.converged == here.converged
+        assert there.held == here.held
+        assert there.loglik == pytest.approx(here.loglik, rel=1e-10)
+        free = [not h for h in here.held]  # a variance of zero may stand at any raw theta that is far down
+        close(there.theta.cpu()[free], here.theta[free])
+        assert {there.theta.device, there.beta.device, there.evaluation.Py.device} == {device}
+        close(there.beta, here.beta)
+        close(there.beta_cov, here.beta_cov)
+        compare_tables(there.variance, here.variance)
+        compare_tables(there.fixed_effects, here.fixed_effects)
+        compare_tables(there.blup(), here.blup())
+        new = {term.name: term.Z for term in random_terms(V, here.theta)}
+        compare_tables(there.predict(X, new), here.predict(X, new))  # designs that are on the CPU
+
+
+def compare_tables(there: pd.DataFrame, here: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(there, here, rtol=1e-7, atol=1e-8)
+
+
+def test_one_device_only() -> None:
+    V, y, X = MODELS["crossed"]()
+    with Elsewhere() as device, pytest.raises(ValueError, match=r"V and y must be on one device, got V on cpu"):
+        fit(V, y.to(device.name), X.to(device.name), solver="dense")
+
+
+# ---- how often the host waits ----------------------------------------------------------------------------------------
+
+
+class Loop:
+    """The optimiser on a prepared problem, as a user drives it."""
+
+    def __init__(self, model: tuple[Matrix, Tensor, Tensor], solver: str) -> None:
+        V, y, X = model
+        self.objective, self.evaluations = REML(V, solver), 0
+        self.problem = self.objective.prepare(y, X)
+        self.optimizer = AverageInformation(
+            V.theta_parameters(), lambda: average_information(self.evaluation), geometry=lambda: Geometry.of(V)
+        )
+
+    def closure(self) -> Tensor:
+        self.optimizer.zero_grad()
+        self.evaluation: Evaluation = self.problem.evaluate()
+        self.evaluations += 1
+        loss = -self.objective.loglik(self.evaluation)
+        loss.backward()
+        return loss
+
+    def step(self) -> bool:
+        """Make a step; whether the optimiser has ended."""
+        self.optimizer.step(self.closure)
+        return self.optimizer.progress.done
+
+
+@every_solver
+def test_waits_of_the_host(model: str, solver: str) -> None:
+    """What is done once is not counted: that of the preparation and of the first step."""
+    given = MODELS[model]()
+    with Elsewhere() as device:
+        loop = Loop(moved(*given, torch.device(device.name)), solver)
+        loop.step()
+        device.forget()
+        before = loop.evaluations
+        loop.step()
+        loop.step()
+        count = loop.evaluations - before
+    assert count > 0
+    allowed = [per_evaluation * count for per_evaluation in CASES[model, solver]]
+    for events, most in zip((device.reads, device.checks, device.writes), allowed, strict=True):
+        assert len(events) <= most, "\n".join(sorted(set(events)))
+
+
+def test_a_change_of_the_parameters_is_noticed() -> None:
+    """The optimiser looks at its parameters only where torch has counted a change."""
+    V, y, X = MODELS["crossed"]()
+    with Elsewhere() as device:
+        loop = Loop(moved(V, y, X, torch.device(device.name)), "mixed_model_equations")
+        loop.step()
+        loop.step()
+        V.set_theta(torch.zeros(3, dtype=torch.float64, device=device.name))
+        loop.step()
+        assert loop.optimizer.progress.iteration == 1
+
+
+# ---- Lightning -------------------------------------------------------------------------------------------------------
+
+
+class PretendAccelerator(CPUAccelerator):
+    """Lets Lightning put a module on the device that is not there."""
+
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+
+def trainer_options(device: torch.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        return {"accelerator": "gpu", "devices": 1}
+    return {"strategy": SingleDeviceStrategy(device, PretendAccelerator())}
+
+
+def configured(config: Path) -> MixedModelDataModule:
+    parser = ArgumentParser()
+    parser.add_class_arguments(MixedModelDataModule, "data")
+    return parser.instantiate(parser.parse_path(config)).data
+
+
+def run(data: MixedModelDataModule, module: REMLModule, folder: Path, **options: Any) -> FitResult:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+             "enable_checkpointing": False, "default_root_dir": folder}  # fmt: skip
+    L.Trainer(max_epochs=200, callbacks=[ConvergenceCallback()], **quiet, **options).fit(module, data)
+    return module.result()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_trainer(config: Path, another_device: Another, tmp_path: Path) -> None:
+    here = run(data := configured(config), REMLModule(data.covariance), tmp_path, accelerator="cpu", devices=1)
+    again = configured(config)
+    with another_device() as device:
+        there = run(again, REMLModule(again.covariance), tmp_path, **trainer_options(device))
+        assert there.converged
+        assert there.theta.device == device
+        assert there.loglik == pytest.approx(here.loglik, rel=1e-10)
+        close(there.theta, here.theta)
+        compare_tables(there.blup(), here.blup())
+
+
+def test_waits_of_a_trainer(tmp_path: Path) -> None:
+    """A step of a Trainer reads what a step of the optimiser reads, and the data go to the device once."""
+    data = configured(next(path for path in CONFIGS if path.stem == "john_alpha"))
+    module = REMLModule(data.covariance)
+    counted: list[int] = []
+
+    class Count(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            device.forget()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            counted.append(len(device.reads) - 2 * module.history[-1].trials)
+
+    with Elsewhere() as device:
+        options = trainer_options(torch.device(DEVICE, 0))
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+                 "enable_checkpointing": False, "default_root_dir": tmp_path}  # fmt: skip
+        L.Trainer(max_epochs=9, callbacks=[ConvergenceCallback(), Count()], **quiet, **options).fit(module, data)
+    assert max(counted[1:]) <= 0
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+CODES = {"a": torch.arange(40) % 7, "b": torch.arange(40) // 9}
+HEADS: dict[str, Callable[[], dict[str, Effects]]] = {
+    "intercepts": lambda: {"a": Effects(7)},
+    "crossed": lambda: {"a": Effects(7), "b": Effects(5)},
+}
+
+
+@pytest.mark.parametrize("mode", ["batch", "exact", "features"])
+@pytest.mark.parametrize("effects", HEADS)
+def test_head(mode: str, effects: str, another_device: Another) -> None:
+    network, x, y = nn.Linear(3, 2 if mode == "features" else 1).double(), normal(40, 3), normal(40)
+    groups = {name: CODES[name] for name in HEADS[effects]()}
+
+    def results(device: torch.device | str) -> list[Tensor]:
+        head, own, z = (part.to(device) for part in (MixedModelHead(HEADS[effects](), mode=mode), network, x))
+        levels, response = {name: codes.to(device) for name, codes in groups.items()}, y.to(device)
+        network.zero_grad()
+        loss = head(own(z), response, levels)
+        loss.backward()
+        output = own(z).detach()
+        head.condition(output, response, levels)
+        mean, variance = head.predict(output, levels)
+        gradients = [p.grad for p in (*own.parameters(), *head.parameters()) if p.grad is not None]
+        return [loss.detach(), mean, variance, *gradients]
+
+    here = [x.clone() for x in results("cpu")]
+    with another_device() as device:
+        there = results(device)
+        assert {x.device for x in there} == {device}
+        for one, other in zip(there, here, strict=True):
+            close(one, other, 1e-9)
+        network.cpu()
+
+
+# ---- the device that is not there ------------------------------------------------------------------------------------
+
+
+def test_elsewhere_refuses_and_counts() -> None:
+    with Elsewhere() as device:
+        x = torch.tensor([3.0, -1.0, 2.0], device=device.name)
+        with pytest.raises(TwoDevices, match=r"aten.add.Tensor takes tensors elsewhere and here; here are \(3,\)"):
+            x + torch.ones(3)
+        with pytest.raises(RuntimeError, match=r"numpy"):
+            x.numpy()
+        assert [device.reads, device.checks] == [[], []]
+        assert (x * torch.tensor(2.0)).tolist() == [6.0, -2.0, 4.0]  # a number may come from the CPU
+        waits: list[Callable[[], object]] = [
+            lambda: bool((x > 0).all()), lambda: x[x > 0], lambda: x.nonzero(), lambda: torch.equal(x, x),
+            lambda: x.cpu(), lambda: x.max().item(), lambda: torch.unique(x), lambda: f"{x[0]:.1f}",
+        ]  # fmt: skip
+        for number, wait in enumerate(waits, 1):
+            wait()
+            assert len(device.reads) == number + 1
+        torch.linalg.cholesky(torch.eye(2, device=device.name))
+        assert len(device.checks) == 1
+        device.forget()
+        assert x[[0, 2]].shape == (2,)
+        assert len(device.writes) == 1
+        assert "test_devices.py" in device.writes[0]
+    with pytest.raises(RuntimeError, match="outside of its `with` block"):
+        x + x
