@@ -13,13 +13,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from jsonargparse import ArgumentError
 from lightning import Trainer
@@ -56,6 +57,7 @@ _FRAME = re.compile(
     r"$|Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path|Expected a path but"
     r"|Expected a <class '\w+'>$|Import path .* subclass of|.* to be a subclass of"
 )
+_PEER = re.compile(r"Connection (reset|closed) by peer|Connection refused")  # of a message between processes
 DEBUG = "OPENREML_NN_DEBUG"
 COMMANDS = ("fit", "validate", "predict")
 NOT_CONVERGED, INTERRUPTED = 3, 130
@@ -168,6 +170,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 raise
             if not _told_elsewhere(error):
                 print(f"openreml-nn: error: {message(error)}", file=sys.stderr)
+            end_children()
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
@@ -177,11 +180,21 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(NOT_CONVERGED)
 
 
+def end_children(seconds: float = 5.0) -> None:
+    """End the processes that this one has started and that wait for it, after some seconds to do so themselves."""
+    _, waiting = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=seconds)
+    for process in waiting:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def is_mistake(error: BaseException) -> bool:
     """Whether an error is one of the user, raised on purpose by this package, and not a defect of a program."""
     if isinstance(error, (ArgumentError, MemoryError, MisconfigurationException, DistNetworkError)):
         return True
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
+        return True
+    if _PEER.search(str(error)):
         return True
     if not isinstance(error, (ValueError, KeyError, TypeError)):
         return False
@@ -201,6 +214,8 @@ def message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     told = _what_is_wrong(text) if _NO_TYPE in text else text
+    if _PEER.search(text):
+        told = f"another process of this fit has ended before it was through ({text.partition('. ')[0]})"
     if isinstance(error, ArgumentError):
         told = _REQUIRED.sub(lambda found: _COMMAND.sub("--", found[0]), told)
         unknown = _UNKNOWN.search(told)

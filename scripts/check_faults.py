@@ -1,8 +1,8 @@
 """What a fit does when something goes wrong: a row for each fault, with the exit code and the words that were printed.
 
 Every case runs in processes of its own. It passes if the exit code is not 0, one line says what is wrong, every process
-has ended within a minute, no file of results claims a success, and a checkpoint or result that was there before is
-whole.
+has ended within a minute (half a minute more is for its start), no file of results claims a success, and a checkpoint
+or result that was there before is whole.
 
     python scripts/check_faults.py                # all
     python scripts/check_faults.py --only port    # those whose name has this word
@@ -131,7 +131,7 @@ class Case:
     command: list[str]
     words: tuple[str, ...]
     before: Callable[[Path], contextlib.AbstractContextManager] = lambda folder: contextlib.nullcontext()
-    during: Callable[[subprocess.Popen], None] | None = None
+    during: Callable[[subprocess.Popen, Path], None] | None = None
     limit: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -144,10 +144,10 @@ def inside(function: Callable[[], None]) -> list[str]:
     return [str(Path(__file__).resolve()), "--inside", function.__name__]
 
 
-def interrupt(process: subprocess.Popen) -> None:
+def interrupt(process: subprocess.Popen, folder: Path) -> None:
     """Ctrl-C for the process and its children, as a terminal sends it, once a checkpoint is there."""
     began = time.perf_counter()
-    while not list(Path(process.args[-1]).rglob("last.ckpt")) and time.perf_counter() < began + MINUTE:  # type: ignore
+    while not list(folder.rglob("last.ckpt")) and time.perf_counter() < began + MINUTE:
         time.sleep(0.2)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
@@ -244,24 +244,28 @@ def run(case: Case, folder: Path) -> tuple[str, str, int, float]:
     with case.before(folder):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *case.command], cwd=folder, env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limited,
-        )  # fmt: skip
-        if case.during:
-            process.args = [*case.command[:-1], str(folder)]
-            case.during(process)
-        try:
-            printed, _ = process.communicate(timeout=2 * MINUTE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return "HANGS", "", -1, time.perf_counter() - began
-    seconds = time.perf_counter() - began
-    left = [p.pid for p in psutil.process_iter() if _session(p) == process.pid and p.pid != process.pid]
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                [sys.executable, *case.command], cwd=folder, env=environment, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=limited,
+            )  # fmt: skip
+            if case.during:
+                case.during(process, folder)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2 * MINUTE)
+            time.sleep(1.0)
+            left = [p.pid for p in psutil.process_iter() if _is_left(p, process.pid)]
+            seconds = time.perf_counter() - began
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            code = process.wait()
+            output.seek(0)
+            printed = output.read()
     lines = [line for line in printed.splitlines() if any(word in line for word in case.words)]
     line = lines[-1].strip() if lines else (printed.strip().splitlines() or [""])[-1]
     faults = {
-        "exit code 0": process.returncode == 0,
+        "exit code 0": code == 0,
+        "it took too long": seconds > 1.5 * MINUTE,
         "nothing clear was said": not lines,
         "a traceback": "Traceback" in printed and "-m" in case.command,
         "processes are left": bool(left),
@@ -270,14 +274,15 @@ def run(case: Case, folder: Path) -> tuple[str, str, int, float]:
         "code was run": (folder / "code_has_run").exists(),
     }
     wrong = [name for name, bad in faults.items() if bad]
-    return ("FAILED: " + ", ".join(wrong)) if wrong else "passed", line, process.returncode, seconds
+    return ("FAILED: " + ", ".join(wrong)) if wrong else "passed", line, code, seconds
 
 
-def _session(process: psutil.Process) -> int:
+def _is_left(process: psutil.Process, session: int) -> bool:
+    """Whether a process of a session is running."""
     try:
-        return os.getsid(process.pid)
-    except (ProcessLookupError, PermissionError):
-        return -1
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, PermissionError, psutil.Error):
+        return False
 
 
 def _claims(path: Path) -> bool:
