@@ -48,7 +48,15 @@ from openreml_nn.likelihood import (
     prediction_error_variance,
     restricted_loglik,
 )
-from openreml_nn.solvers import ALONE, SOLVERS, ProcessGroup, Ranks, prepare_fixed_effects, random_terms
+from openreml_nn.solvers import (
+    ALONE,
+    SOLVERS,
+    ProcessGroup,
+    Ranks,
+    choose_shared,
+    prepare_fixed_effects,
+    random_terms,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +72,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-PROCESSES, CHECK = script("_processes"), script("check_ranks")
+PROCESSES, CHECK, BENCHMARK = script("_processes"), script("check_ranks"), script("benchmark_ranks")
 
 
 def told(work: Callable[[], Any]) -> str:
@@ -221,6 +229,11 @@ def solvers() -> dict[str, Any]:
     return found
 
 
+def benchmark() -> list[dict[str, Any]]:
+    """What the benchmark tells of two numbers of rows."""
+    return [vars(BENCHMARK.work(rows, 10)) for rows in (2000, 20_000)]
+
+
 def refusals(ranks: Ranks) -> dict[str, str]:
     """Errors that all processes raise together."""
     y, X = (part[10 * ranks.rank : 10 * ranks.rank + 10] for part in design())
@@ -229,13 +242,17 @@ def refusals(ranks: Ranks) -> dict[str, str]:
     levels = ["a", "a", "b"] if ranks.rank == 1 else ["a", "b", "c"]
     singular = Sum(g=CovariancePropagation(DummyMatrix(levels), ScalarMatrix(len(set(levels)))))
     problem = SOLVERS["blocks"]().prepare_shared(singular, y[:3], None, ranks.owning(["g"]))
-    dense = SOLVERS["dense"]()
+    dense, equations = SOLVERS["dense"](), SOLVERS["mixed_model_equations"]()
+    terms = {name: CovariancePropagation(DummyMatrix([0, 0, 1]), ScalarMatrix(2)) for name in ("g", "h")}
+    two, both = Sum(**terms, residual=ScalarMatrix(3)), ranks.owning(["g", "h"])
     return {
         "nan": told(lambda: prepare_fixed_effects(bad if last else y, X, ranks=ranks)),
         "columns": told(lambda: prepare_fixed_effects(y, X[:, :3] if last else X, ranks=ranks)),
         "empty": told(lambda: prepare_fixed_effects(y[:0] if last else y, X[:0] if last else X, ranks=ranks)),
         "singular": told(problem.evaluate),
         "dense": told(lambda: dense.prepare_shared(singular, y[:3], None, ranks)),
+        "two terms": told(lambda: equations.prepare_shared(two, y[:3], None, both)),
+        "blocks for two terms": choose_shared(two, "auto", both).solver.name,
     }
 
 
@@ -372,6 +389,7 @@ def main(file: str) -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     found: dict[str, Any] = {"solvers": PROCESSES.on_processes(4, solvers, timeout=60.0)}
+    found["benchmark"] = PROCESSES.on_processes(2, benchmark, timeout=60.0)
 
     def run(nodes: int, each: int, work: Callable[..., Any], *arguments: Any, **named: Any) -> list[Any]:
         def called() -> Any:
@@ -388,19 +406,24 @@ def main(file: str) -> None:
                                  "random": {"Subject": Term("Subject", "1 + Days")}}  # fmt: skip
         fits = {
             "two machines": (2, 1, "gen", "auto", ALPHA),
-            "alpha": (1, 1, "gen", "auto", ALPHA),
             "dense": (1, 2, "gen", "dense", ALPHA),
-            "alpha dense": (1, 1, "gen", "dense", ALPHA),
             "row groups": (1, 3, "Subject", "blocks", sleep | {"read": "share"}),
+        }
+        alone = {
+            "alpha": (1, 1, "gen", "auto", ALPHA),
+            "alpha dense": (1, 1, "gen", "dense", ALPHA),
             "sleep": (1, 1, "Subject", "blocks", sleep),
         }
+        for key in [*fits, *alone]:
+            (folder / key).mkdir()
         for key, (nodes, each, column, solver, data) in fits.items():
-            own = folder / key
-            own.mkdir()
-            found[key] = run(nodes, each, lightning_fit, str(own), nodes, each, column, solver, **data)
+            found[key] = run(nodes, each, lightning_fit, str(folder / key), nodes, each, column, solver, **data)
+        found |= run(1, 1, lambda: {key: [lightning_fit(str(folder / key), nodes, each, column, solver, **data)]
+                                    for key, (nodes, each, column, solver, data) in alone.items()})[0]  # fmt: skip
         found["own batches"] = run(1, 2, own_batches, name)
-        for key, (options, table) in mistakes(folder).items():
-            found[key] = run(1, 2, command, options, table)
+        commands = mistakes(folder)
+        told = run(1, 2, lambda: {key: command(*given) for key, given in commands.items()})
+        found |= {key: [own[key] for own in told] for key in told[0]}
     Path(file).write_text(json.dumps(found, default=str))
 
 

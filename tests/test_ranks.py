@@ -63,6 +63,8 @@ def test_an_error_of_one_process_is_one_of_all(found: list[dict[str, Any]]) -> N
         assert refused["singular"].startswith("NotPositiveDefinite")
         assert "g 'a', rows 0, 1" in refused["singular"]  # of the second process
         assert "dense solver needs all rows on each process" in refused["dense"]
+        assert "levels of their own on each process of one term" in refused["two terms"]
+        assert refused["blocks for two terms"] == "blocks"
 
 
 def test_fixed_effects(found: list[dict[str, Any]]) -> None:
@@ -100,6 +102,12 @@ def test_fits(found: list[dict[str, Any]]) -> None:
     lines = found[0]["fits"]
     assert len(lines) == 11
     assert not [line for line, short in lines if short]
+
+
+def test_messages_do_not_grow_with_the_rows(on_processes: dict[str, Any]) -> None:
+    for few, many in on_processes["benchmark"]:
+        assert (few["rows"], many["rows"]) == (1000, 10_000)
+        assert few["sent"] == many["sent"] < 400
 
 
 # ---- one process -----------------------------------------------------------------------------------------------------

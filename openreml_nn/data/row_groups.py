@@ -83,7 +83,7 @@ def read_in_order(table: RowGroups, columns: Sequence[str], ranks: Ranks) -> pd.
     ends = np.cumsum(table.sizes)
     groups = np.flatnonzero((ends > first) & (ends - table.sizes < last))
     offset = int((ends - table.sizes)[groups[0]])
-    rows = table.read(groups.tolist(), columns).iloc[first - offset : last - offset]
+    rows = ranks.together(lambda: table.read(groups.tolist(), columns)).iloc[first - offset : last - offset]
     return rows.set_axis(pd.RangeIndex(first, last))
 
 
@@ -150,13 +150,17 @@ class LevelScan:
         groups = [
             group for part in self.ranks.objects(having) for group, found in part.items() if self.ranks.rank in found
         ]
+        return self.ranks.together(lambda: self._read(sorted(groups), owned, list(columns)))
+
+    def _read(self, groups: list[int], owned: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+        """The rows of this process in some row groups."""
         starts, parts = np.cumsum(self.table.sizes) - self.table.sizes, []
-        for group in sorted(groups):
+        for group in groups:
             rows = self.table.read([group], [*dict.fromkeys([*columns, *self.columns])])
             rows.index = pd.RangeIndex(starts[group], starts[group] + len(rows))
             mine = self._owner_of(rows, owned) == self.ranks.rank
-            parts.append(rows.loc[mine, list(columns)])
-        return pd.concat(parts) if parts else self.table.empty()[list(columns)]
+            parts.append(rows.loc[mine, columns])
+        return pd.concat(parts) if parts else self.table.empty()[columns]
 
     def _owner_of(self, rows: pd.DataFrame, owned: pd.DataFrame) -> np.ndarray:
         return rows[self.columns].merge(owned, how="left", on=self.columns)["owner"].to_numpy()

@@ -186,7 +186,7 @@ class ProcessGroup(Ranks):
         return _Shared.apply(self, x)
 
     def largest(self, x: Tensor) -> Tensor:
-        return self._reduced(x, dist.ReduceOp.MAX)
+        return self._reduced(x, largest=True)
 
     def first(self, x: Tensor) -> Tensor:
         message = self._message(x)
@@ -220,10 +220,10 @@ class ProcessGroup(Ranks):
         device = torch.device("cuda") if dist.get_backend(self.group) == "nccl" else x.device
         return x.detach().to(device, copy=True, memory_format=torch.contiguous_format)
 
-    def _reduced(self, x: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    def _reduced(self, x: Tensor, largest: bool = False) -> Tensor:
         message = self._message(x)
         self.sent += message.nbytes
-        dist.all_reduce(message, operation, group=self.group)
+        dist.all_reduce(message, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=self.group)
         return message.to(x.device)
 
     def _equal(self, x: Tensor) -> list[Tensor]:
