@@ -4,6 +4,7 @@ Each test runs on a GPU where there is one (marked ``gpu``), and everywhere on a
 operation on tensors of two devices is an error, as on a GPU, and the host's waits are counted.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,8 +19,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from openreml_nn import REML, FitResult, fit
+from openreml_nn import REML, FitResult, MixedModelRegressor, fit
 from openreml_nn.covariance import (
     AR1Matrix,
     CovariancePropagation,
@@ -41,6 +43,7 @@ from openreml_nn.solvers import Evaluation, random_terms
 from openreml_nn.testing.elsewhere import DEVICE, Elsewhere, TwoDevices
 
 Another = Callable[[], AbstractContextManager[torch.device]]
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
@@ -245,9 +248,8 @@ def configured(config: Path) -> MixedModelDataModule:
 
 
 def run(data: MixedModelDataModule, module: REMLModule, folder: Path, **options: Any) -> FitResult:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-             "enable_checkpointing": False, "default_root_dir": folder}  # fmt: skip
-    L.Trainer(max_epochs=200, callbacks=[ConvergenceCallback()], **quiet, **options).fit(module, data)
+    trainer = L.Trainer(max_epochs=200, callbacks=[ConvergenceCallback()], default_root_dir=folder, **QUIET, **options)
+    trainer.fit(module, data)
     return module.result()
 
 
@@ -278,47 +280,37 @@ def test_waits_of_a_trainer(tmp_path: Path) -> None:
             counted.append(len(device.reads) - 2 * module.history[-1].trials)
 
     with Elsewhere() as device:
-        options = trainer_options(torch.device(DEVICE, 0))
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-                 "enable_checkpointing": False, "default_root_dir": tmp_path}  # fmt: skip
-        L.Trainer(max_epochs=9, callbacks=[ConvergenceCallback(), Count()], **quiet, **options).fit(module, data)
+        trainer = L.Trainer(
+            max_epochs=9, callbacks=[ConvergenceCallback(), Count()], default_root_dir=tmp_path, **QUIET,
+            **trainer_options(torch.device(DEVICE, 0)),
+        )  # fmt: skip
+        trainer.fit(module, data)
     assert max(counted[1:]) <= 0
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------
-
-CODES = {"a": torch.arange(40) % 7, "b": torch.arange(40) // 9}
-HEADS: dict[str, Callable[[], dict[str, Effects]]] = {
-    "intercepts": lambda: {"a": Effects(7)},
-    "crossed": lambda: {"a": Effects(7), "b": Effects(5)},
-}
+# ---- a network, whose layers have tests on another device beside their own -------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["batch", "exact", "features"])
-@pytest.mark.parametrize("effects", HEADS)
-def test_head(mode: str, effects: str, another_device: Another) -> None:
-    network, x, y = nn.Linear(3, 2 if mode == "features" else 1).double(), normal(40, 3), normal(40)
-    groups = {name: CODES[name] for name in HEADS[effects]()}
+@pytest.mark.filterwarnings("ignore:.*many workers", "ignore:.*no `val_dataloader`")
+@pytest.mark.parametrize("mode", ["batch", "features"])
+def test_regressor(mode: str, another_device: Another, tmp_path: Path) -> None:
+    x, y, codes = normal(60, 3).float(), normal(60).float(), torch.arange(60) % 7
+    network = nn.Linear(3, 2 if mode == "features" else 1)
+    rows = [(x[i], y[i], {"a": codes[i]}) for i in range(60)]
 
-    def results(device: torch.device | str) -> list[Tensor]:
-        head, own, z = (part.to(device) for part in (MixedModelHead(HEADS[effects](), mode=mode), network, x))
-        levels, response = {name: codes.to(device) for name, codes in groups.items()}, y.to(device)
-        network.zero_grad()
-        loss = head(own(z), response, levels)
-        loss.backward()
-        output = own(z).detach()
-        head.condition(output, response, levels)
-        mean, variance = head.predict(output, levels)
-        gradients = [p.grad for p in (*own.parameters(), *head.parameters()) if p.grad is not None]
-        return [loss.detach(), mean, variance, *gradients]
+    def results(**options: Any) -> list[Tensor]:
+        head = MixedModelHead({"a": Effects(7)}, mode=mode)
+        module = MixedModelRegressor(copy.deepcopy(network), head, lambda own: torch.optim.Adam(own, lr=0.05))
+        trainer = L.Trainer(max_epochs=2, default_root_dir=tmp_path, **QUIET, **options)
+        trainer.fit(module, DataLoader(rows, batch_size=20))
+        parts = trainer.predict(module, DataLoader(rows, batch_size=30))
+        assert parts is not None
+        return [torch.cat(own).cpu() for own in zip(*parts, strict=True)]
 
-    here = [x.clone() for x in results("cpu")]
+    here = results(accelerator="cpu", devices=1)
     with another_device() as device:
-        there = results(device)
-        assert {x.device for x in there} == {device}
-        for one, other in zip(there, here, strict=True):
-            close(one, other, 1e-9)
-        network.cpu()
+        for one, other in zip(results(**trainer_options(device)), here, strict=True):
+            close(one, other, 1e-4)  # the network is float32
 
 
 # ---- the device that is not there ------------------------------------------------------------------------------------

@@ -139,10 +139,11 @@ class Elsewhere(TorchDispatchMode):
         if target is not None and to_there:
             kwargs = kwargs | {"device": "cpu"}
         result = func(*_here(args), **{key: _here(value) for key, value in kwargs.items()})
-        if not to_there and name != "copy_":
-            return result
         if to_there:
             result = tree_map_only(Tensor, ElsewhereTensor, result)
+        comes_from_here = name in ("_to_copy", "to") and not _is_there(args[0])
+        if comes_from_here or (not to_there and name != "copy_"):  # a tensor of its own, no view
+            return result
         return return_and_correct_aliasing(func, args, kwargs, result)
 
     def _look(self, operation: Any, name: str, args: Any, kwargs: Any, here: list[Tensor]) -> None:
