@@ -15,13 +15,13 @@ Variants of the head:
 
 Requirement: an epoch with intercepts costs at most 1.5 times the same without.
 
-Result: 1 thread of 2 shared cores of an Intel Xeon, Python 3.11, torch 2.13, 9 epochs of each.
-    no head         1.56 ms a step   1.00 x
-    intercepts      2.22 ms a step   1.42 x
-    curves          3.56 ms a step   2.28 x
-    features        3.87 ms a step   2.48 x
-    crossed        11.78 ms a step   7.56 x
-Other runs gave 1.39 to 1.45 for intercepts. A dense V of the batch would take some 50 ms a step in the last line.
+Result: 1 thread of 2 cores of an Intel Xeon that had other work too, Python 3.11, torch 2.13, 7 epochs of each.
+    no head         1.72 ms a step   1.00 x
+    intercepts      2.35 ms a step   1.37 x
+    curves          3.97 ms a step   2.31 x
+    features        4.33 ms a step   2.52 x
+    crossed        14.02 ms a step   8.16 x
+Another run gave 1.40 for intercepts. A dense V of the batch would take some 50 ms a step in the last line.
 """
 
 import argparse

@@ -32,6 +32,11 @@ class Term:
     codes: Tensor
     design: Tensor | None
 
+    @property
+    def one_effect(self) -> bool:
+        """Whether a level has one effect, independent of those of other levels."""
+        return self.effects.num_effects == 1 and self.effects.independent
+
 
 def batch_deviance(
     terms: list[Term], residual: ScalarMatrix, r: Tensor, X: Tensor, restricted: bool = True, path: str = "auto"
@@ -47,7 +52,8 @@ def batch_deviance(
     =============================================== ============= ================================
 
     Effects are counted for the levels that the batch has. A batch of fewer than 300 rows takes the dense path instead
-    of the equations, which is then quicker.
+    of the equations, which is then quicker. For one effect a level without fixed effects ``one_effect_loss`` is quicker
+    still.
 
     Args:
         terms: The factors.
@@ -81,17 +87,27 @@ def _centred(r: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     return fixed.U, fixed.e
 
 
+def one_effect_loss(term: Term, residual: ScalarMatrix, f: Tensor, y: Tensor) -> Tensor:
+    """−ℓ per row of y ~ N(f, V), V of one factor with one effect for each level, levels independent.
+
+    Args:
+        term: The factor.
+        residual: σ² as a structure.
+        f: Mean, shape (m,) or (m, 1), of any floating-point type.
+        y: Response, shape (m,) or (m, 1).
+    """
+    sigma2, G = residual.trans_params(residual.theta.to(torch.float64))[0], term.effects.G
+    theta = G.theta.to(torch.float64)
+    S = G.mean_diagonal(theta) if term.effects.alike else G.diagonal(theta)[term.codes]
+    x = None if term.design is None else term.design[:, 0]
+    return OneEffect.apply(f, y, sigma2, S, term.codes, x, term.effects.num_levels)
+
+
 def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool) -> Tensor | None:
-    effects, m, p = term.effects, len(e), U.shape[1]
+    effects, p = term.effects, U.shape[1]
     if not effects.independent:
         return None
     G, q, theta = effects.G, effects.num_levels, effects.G.theta.to(e.dtype)
-    if not p and effects.num_effects == 1:
-        rows = torch.arange(m, device=e.device)
-        place = term.codes.new_empty(q).scatter_(0, term.codes, rows)
-        own = place.gather(0, term.codes)  # a row of each level stands for it: the levels at hand, without sorting
-        S = G.mean_diagonal(theta) if effects.alike else G.diagonal(theta)[term.codes]
-        return OneEffect.apply(e, sigma2, S, own, None if term.design is None else term.design[:, 0], m)
     present, own = torch.unique(term.codes, return_inverse=True)
     shared = G.common_block(theta, q)
     blocks = G.level_blocks(theta, q) if shared is None else shared[None]

@@ -8,6 +8,7 @@ With A_l = Z_l'Z_l and T_l = Z_l'F of the rows of a level, K_l = S(σ²I + A_l S
 which costs one pass over the rows and nothing that grows with the number of levels that the rows do not have.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,35 +20,48 @@ from openreml_nn.solvers.small_blocks import eliminate, multiply
 
 
 class OneEffect(Function):
-    r"""log|V| + r'V⁻¹r with one effect for each level, once differentiable with respect to r, σ² and S.
+    r"""−ℓ per row of y ~ N(f, V) with one effect for each level, once differentiable with respect to f, y, σ² and S.
 
-    ``OneEffect.apply(r, sigma2, S, codes, x, L)`` takes r of shape (m,), σ² of shape (), S of shape (), or (L,) where
-    each level has its own, the level of each row, shape (m,), below L, and the values of the effect, shape (m,), or
-    None for ones. A level may be without rows. The gradient is cheap beside the value and is made with it.
+    ``OneEffect.apply(f, y, sigma2, S, codes, x, L)`` takes f and y of shape (m,) or (m, 1) and any floating-point type,
+    σ² of shape (), S of shape (), or (m,) where each level has its own, the level of each row, shape (m,), below L, and
+    the values of the effect, shape (m,), or None for ones. The gradient is cheap beside the value and is made with it;
+    it comes in the type of f. The step of a small network has time for few operations: so this is all in one.
     """
 
     @staticmethod
-    def forward(ctx: Any, r: Tensor, sigma2: Tensor, S: Tensor, codes: Tensor, x: Tensor | None, L: int) -> Tensor:
-        A = r.new_zeros(L).index_add_(0, codes, torch.ones_like(r) if x is None else x * x)
-        T = r.new_zeros(L).index_add_(0, codes, r if x is None else r * x)
+    def forward(
+        ctx: Any, f: Tensor, y: Tensor, sigma2: Tensor, S: Tensor, codes: Tensor, x: Tensor | None, L: int
+    ) -> Tensor:
+        m = len(f)
+        r = y.reshape(-1) - f.reshape(-1).to(torch.float64)
+        rows = torch.arange(m, device=r.device)
+        place = codes.new_empty(L).scatter_(0, codes, rows)
+        own = place.gather(0, codes)  # a row of each level stands for it: the levels at hand, without sorting
+        A = r.new_zeros(m).index_add_(0, own, torch.ones_like(r) if x is None else x * x)
+        T = r.new_zeros(m).index_add_(0, own, r if x is None else r * x)
         D = torch.addcmul(sigma2, A, S)
         NT = T / D
-        fitted = (NT * S).index_select(0, codes)
+        fitted = (NT * S).index_select(0, own)
         Vir = (r - (fitted if x is None else fitted * x)) / sigma2
         quadratic = r @ Vir
         if any(ctx.needs_input_grad):
             gS = A / D - NT * NT
             gS = gS if S.ndim else gS.sum()
-            gs = (len(r) - quadratic - (gS * S if not S.ndim else gS @ S)) / sigma2
+            gs = (m - quadratic - (gS @ S if S.ndim else gS * S)) / sigma2
             ctx.save_for_backward(Vir, gs, gS)
-        deviance = D.log().sum() + quadratic
-        return deviance if len(r) == L else deviance + (len(r) - L) * sigma2.log()
+            ctx.like = [(part.shape, part.dtype) for part in (f, y)]
+        return (D.log().sum() + (quadratic + m * math.log(2.0 * math.pi))) * (0.5 / m)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         refuse_second_derivative("by levels")
         Vir, gs, gS = ctx.saved_tensors
-        return Vir * (2.0 * grads[0]), gs * grads[0], gS * grads[0], None, None, None
+        each = grads[0] / len(Vir)
+        gf, gy = (
+            (Vir * (sign * each)).to(dtype).view(shape) if needed else None
+            for sign, needed, (shape, dtype) in zip((-1.0, 1.0), ctx.needs_input_grad, ctx.like, strict=False)
+        )
+        return gf, gy, gs * (0.5 * each), gS * (0.5 * each), None, None, None
 
 
 class LevelTerms(Function):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.covariance.matrix import _Box, _key
 from openreml_nn.fit import fit
-from openreml_nn.nn.batch import Term, batch_deviance, scalar_like
+from openreml_nn.nn.batch import Term, batch_deviance, one_effect_loss, scalar_like
 from openreml_nn.nn.effects import Effects, Entry
 from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
@@ -129,19 +129,26 @@ class MixedModelHead(nn.Module):
             NotPositiveDefinite: V is not positive definite at the present thetas.
         """
         with _without_autocast(output.device.type):
-            r, X = self._against(output, y)
-            restricted = self.method == "REML"
             try:
-                if isinstance(groups, Rows) or self.mode == "exact":
-                    rows = groups if isinstance(groups, Rows) else self.rows(groups)
-                    deviance, p = rows.deviance(r, X, restricted)
-                else:
-                    deviance, p = batch_deviance(self._terms(groups, len(r)), self.residual, r, X, restricted)
+                return self._loss(output, y, groups)
             except torch.linalg.LinAlgError as error:
                 at = ", ".join(f"{name} = {value:.4g}" for name, value in self.variance().items())
-                raise NotPositiveDefinite(f"V of these {len(r)} rows is not positive definite at {at}.") from error
-            free = len(r) - p if restricted else len(r)
-            return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / len(r))
+                raise NotPositiveDefinite(f"V of these {len(y)} rows is not positive definite at {at}.") from error
+
+    def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
+        restricted, m = self.method == "REML", len(output)
+        if isinstance(groups, Rows) or self.mode == "exact":
+            rows = groups if isinstance(groups, Rows) else self.rows(groups)
+            deviance, p = rows.deviance(*self._against(output, y), restricted)
+        else:
+            terms = self._terms(groups, m)
+            if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
+                _require_column("The output", output)
+                _require_pair(output, y)
+                return one_effect_loss(terms[0], self.residual, output, y)
+            deviance, p = batch_deviance(terms, self.residual, *self._against(output, y), restricted)
+        free = m - p if restricted else m
+        return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
 
     def covariance(self, groups: Groups) -> Sum:
         """V over rows, shape (n, n), with the thetas of the head."""
@@ -167,7 +174,8 @@ class MixedModelHead(nn.Module):
             groups: Their levels.
         """
         V = self.covariance(groups)
-        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(_column("y", y)))))
+        _require_column("y", y)
+        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y.reshape(-1)))))
 
     def condition(self, output: Tensor, y: Tensor, groups: Groups | Rows, variances: bool = True) -> None:
         """Predict the random effects from all training rows, for ``predict``; the thetas stay.
@@ -277,7 +285,8 @@ class MixedModelHead(nn.Module):
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and X of an output: with features f is 0, without X has no columns; float64."""
         if self.mode != "features":
-            f = _column("The output", output).to(torch.float64)
+            _require_column("The output", output)
+            f = output.reshape(-1).to(torch.float64)
             return f, f.new_zeros((len(f), 0))
         if output.ndim != 2:
             raise ValueError(f"`MixedModelHead` needs features of shape (m, p), got {tuple(output.shape)}.")
@@ -287,10 +296,8 @@ class MixedModelHead(nn.Module):
     def _against(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """y − f and X."""
         f, X = self._split(output)
-        y = _column("y", y)
-        if len(y) != len(f):
-            raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(f)} and {len(y)}.")
-        return y - f, X
+        _require_pair(f, y)
+        return y.reshape(-1) - f, X
 
     def _terms(self, groups: Groups, rows: int | None, *, unknown: bool = False) -> list[Term]:
         """The factors of a batch, checked, in the order of the head."""
@@ -321,10 +328,14 @@ def _without_autocast(device: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def _column(name: str, values: Tensor) -> Tensor:
-    """Values of shape (m,) or (m, 1) as shape (m,)."""
-    if values.ndim == 1:
-        return values
-    if values.ndim != 2 or values.shape[1] != 1:
+def _require_column(name: str, values: Tensor) -> None:
+    """Raise a ValueError unless values are of shape (m,) or (m, 1)."""
+    if values.ndim != 1 and (values.ndim != 2 or values.shape[1] != 1):
         raise ValueError(f"{name} must be of shape (m,) or (m, 1), got {tuple(values.shape)}.")
-    return values.reshape(-1)
+
+
+def _require_pair(output: Tensor, y: Tensor) -> None:
+    """Raise a ValueError unless there is one y for each row of the output."""
+    _require_column("y", y)
+    if len(y) != len(output):
+        raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(output)} and {len(y)}.")
