@@ -122,7 +122,7 @@ def block_sizes(V: Matrix) -> np.ndarray:
 
 
 def find_pattern(V: Matrix) -> BlockPattern:
-    """The blocks of a V that `linking_designs` takes."""
+    """The blocks of a V that `linking_designs` takes, found on the host; ``to`` brings them to the data."""
     n, designs = V.shape[0], linking_designs(V)
     assert not isinstance(designs, str)
     codes = [_numpy(Z.codes) for _, Z in designs]

@@ -331,7 +331,7 @@ class ChainFactor(Factor):
 
 
 def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
-    """The layout in which a factor and an inverse cost least.
+    """The layout in which a factor and an inverse cost least; an order is found on the host, by SciPy.
 
     Args:
         row: Rows of the elements of the lower triangle that may be other than zero; they may repeat.

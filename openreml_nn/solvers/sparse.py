@@ -1,4 +1,7 @@
-"""Sparse matrices by rows, whose products with dense ones take a fraction of the time of gathering and adding."""
+"""Sparse matrices by rows, whose products with dense ones take a fraction of the time of gathering and adding.
+
+They are sorted and transposed once, by SciPy on the host, and come back to the device of their elements.
+"""
 
 import warnings
 from typing import Any
