@@ -40,6 +40,7 @@ from openreml_nn.likelihood import average_information
 from openreml_nn.nn import Effects, MixedModelHead
 from openreml_nn.optim import AverageInformation, Geometry
 from openreml_nn.solvers import Evaluation, random_terms
+from openreml_nn.solvers.reductions import SpectralDecomposition, reduce_kernel
 from openreml_nn.testing.elsewhere import DEVICE, Elsewhere, TwoDevices
 
 Another = Callable[[], AbstractContextManager[torch.device]]
@@ -159,6 +160,16 @@ def test_fit(model: str, solver: str, another_device: Another) -> None:
 
 def compare_tables(there: pd.DataFrame, here: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(there, here, rtol=1e-7, atol=1e-8)
+
+
+def test_a_kernel_elsewhere_has_eigenvectors(another_device: Another) -> None:
+    """The reduction to a band is one of the CPU."""
+    W = normal(5, 8)
+    with another_device() as device:
+        reduction = reduce_kernel((W @ W.mT).to(device), eigenvectors=False)
+        assert isinstance(reduction, SpectralDecomposition)
+        x = normal(5, 2).to(device)
+        close(reduction.rotate_back(reduction.rotate(x)), x, 1e-12)
 
 
 def test_one_device_only() -> None:

@@ -269,7 +269,7 @@ def reduce(source: Source, eigenvectors: bool | None = None) -> Reduction:
         D = _known(source.tensors[1])
         return SpectralDecomposition(source, D[source.observed], None)
     device, n = _known(source.tensors[0]).device, source.size
-    full = device.type != "cpu" if eigenvectors is None else eigenvectors
+    full = bool(eigenvectors) or device.type != "cpu"
     require_memory(8 * n * n * (5 if full else 2), device, f"The reduction of a matrix of {n} x {n}")
     A = source.matrix()
     if not full:
