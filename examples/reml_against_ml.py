@@ -7,7 +7,8 @@ with all rows at once:
 
 - ``fixed``: the features are x and random ones that are not trained, so that the model is linear;
 - ``trained``: all layers, with the last one profiled out (``mode="features"``);
-- ``f``: all layers, the likelihood seeing only their output (``mode="exact"``), where REML and ML are the same.
+- ``f``: all layers, the likelihood seeing only their output (``mode="exact"``), where REML and ML are the same; σ² is
+  then also fitted to n new rows of the same clusters.
 
     python examples/reml_against_ml.py                       # the table, about ten minutes on one thread
     python examples/reml_against_ml.py --rows 100 --steps 2 --repetitions 1 --shares 0.2
@@ -29,6 +30,7 @@ COLUMNS = {
     "trained, REML": ("trained", "features", "REML"),
     "trained, ML": ("trained", "features", "ML"),
     "f": ("trained", "exact", "REML"),
+    "f, new rows": ("new rows", "exact", "REML"),
 }
 
 
@@ -46,23 +48,27 @@ class Features(nn.Module):
 def sigma2(kind: str, mode: str, method: str, rows: int, p: int, steps: int, seed: int) -> float:
     """Estimate of σ² from one simulated table."""
     torch.manual_seed(seed)
-    x = torch.randn(rows, 10)
-    codes = torch.arange(rows) % (rows // 10)
-    y = x.double().sum(1) + torch.randn(rows // 10).double()[codes] + torch.randn(rows).double()
+    b = torch.randn(rows // 10, dtype=torch.float64)
+    codes = torch.arange(rows) % len(b)
+
+    def table() -> tuple[Tensor, Tensor]:
+        x = torch.randn(rows, 10)
+        return x, x.double().sum(1) + b[codes] + torch.randn(rows, dtype=torch.float64)
+
+    x, y = table()
     network: nn.Module = Features(p)
     if mode == "exact":
         network = nn.Sequential(network, nn.Linear(p - 1, 1))
-    head = MixedModelHead({"cluster": Effects(rows // 10)}, mode=mode, method=method)
-    if kind == "fixed":
-        head.refit(network(x), y, codes, variances=False)
-        return head.variance()["residual/sigma^2"]
+    head = MixedModelHead({"cluster": Effects(len(b))}, mode=mode, method=method)
     optimizer = torch.optim.Adam([*network.parameters(), *head.parameters()], lr=0.01)
     levels = head.rows(codes)
-    for _ in range(steps):
+    for _ in range(0 if kind == "fixed" else steps):
         optimizer.zero_grad()
         head(network(x), y, levels).backward()
         optimizer.step()
-    head.refit(network(x), y, levels, variances=False)
+    if kind == "new rows":
+        x, y = table()
+    head.refit(network(x), y, codes, variances=False)
     return head.variance()["residual/sigma^2"]
 
 

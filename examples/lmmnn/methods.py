@@ -193,7 +193,7 @@ class Outcome:
 
 def run(
     method: str, recipe: Recipe, effects: Callable[[], dict[str, Effects]], rows: tuple[Rows, Rows, Rows], seed: int,
-    blocks: int = 1, clip: tuple[float, float] | None = None,
+    blocks: int = 1, refit: bool = True,
 ) -> Outcome:  # fmt: skip
     """Train by one method, refit the variances by REML to all rows but the test rows, predict these.
 
@@ -204,7 +204,7 @@ def run(
         rows: For training, validation and test.
         seed: Seed of the network and of the order of the batches.
         blocks: Neighbouring levels of the first factor that a batch keeps together.
-        clip: Bounds of the predictions.
+        refit: Whether to fit the variances, or else to keep those of the training.
     """
     train, validation, test = rows
     torch.manual_seed(seed)
@@ -224,13 +224,12 @@ def run(
         outcome.trained = head.variance()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X is rank deficient")  # features that are 0 everywhere
-            head.refit(module.outputs(known), known.y, known.groups, variances=False)
-        outcome.variances = head.variance()
+            finish: Callable[..., Any] = head.refit if refit else head.condition
+            finish(module.outputs(known), known.y, known.groups, variances=False)
+        outcome.variances = head.variance() if refit else {}
         f = head.predict(module.outputs(test), _nobody(test), variances=False)[0] - test.f
         outcome.error_f = f.var().item()
-    predicted = module.predictions(test).double()
-    predicted = predicted if clip is None else predicted.clamp(*clip)
-    outcome.mse = (predicted - test.y).square().mean().item()
+    outcome.mse = (module.predictions(test) - test.y).square().mean().item()
     outcome.seconds = time.process_time() - began
     return outcome
 
