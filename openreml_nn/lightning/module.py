@@ -179,7 +179,7 @@ class REMLModule(L.LightningModule):
 
     def _join_data(self) -> None:
         """Lightning takes a module to the CPU when a fit ends; V belongs where the data have stayed."""
-        if self._problem is not None:
+        if self._problem is not None and self.covariance.theta.device != self._problem.fixed.e.device:
             self.covariance.to(self._problem.fixed.e.device)
 
     def last_complete_step(self) -> None:
