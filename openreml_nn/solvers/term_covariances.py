@@ -2,7 +2,8 @@ r"""σ² and the covariances G of the terms as functions of θ, with derivatives
 
 Where all levels of a term share one block S, G = S ⊗ I, G and its derivatives are those of a few numbers, however many
 effects there are. These numbers, σ² before all, are put into one vector z(θ) whose Jacobian J is made once for a θ; it
-serves the score, ∂ℓ/∂z' J, as well as the working variates. What is not shared is differentiated as it is.
+serves the score, ∂ℓ/∂z' J, as well as the working variates. Where z holds variances, as with random intercepts, z and J
+are the transforms of θ and their derivatives. What is not shared is differentiated as it is.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, Sum
+from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.solvers.base import along_free, derivatives_along
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
@@ -66,6 +67,7 @@ class TermCovariances:
         self.shapes = [Shape.of(term) for term in propagated_terms(V, V.theta.detach())]
         self.by_theta = all(shape.shared for shape in self.shapes) and len([*V.parameters()]) == V.num_params
         self.seeds, self.seed, self.owned = self._seeds()
+        self.variances = self._variances()
 
     def _seeds(self) -> tuple[Tensor, Tensor, Tensor]:
         """Which elements of z are differentiated at once: those of the lower triangles that have no theta in common.
@@ -94,6 +96,14 @@ class TermCovariances:
         seeds = torch.zeros(int(places.max()) + 1, len(places))
         seeds[places[used], used.nonzero()[:, 0]] = 1.0
         return seeds.to(theta), places.to(theta.device), torch.cat(owned)
+
+    def _variances(self) -> Tensor | None:
+        """The theta of each element of z where each is the variance of a `ScalarMatrix`, shape (m,); else None."""
+        theta = self.V.theta.detach()
+        residual = operands_of(self.V, theta)[self.residual][1]
+        found = [residual.operand_list()[0] if isinstance(residual, DiagonalPropagation) else residual]
+        found += [term.G for term in propagated_terms(self.V, theta)]
+        return self.owned.argmax(1) if all(isinstance(G, ScalarMatrix) for G in found) else None
 
     def sigma2(self, theta: Tensor) -> Tensor:
         """σ², the factor of R₀."""
@@ -164,6 +174,9 @@ class TermCovariances:
 
     def differentiated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """z, shape (m,), and its Jacobian J by θ, shape (m, number of thetas)."""
+        if self.variances is not None:
+            theta = theta.detach()
+            return self.V.trans_params(theta)[self.variances], self.owned * self.V.trans_grad(theta)
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             z = self.small(theta)
