@@ -270,6 +270,8 @@ def quiet() -> Iterator[None]:
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)
+    if getattr(rank_zero_only, "rank", 0):  # the first of several processes tells what all of them see
+        logging.getLogger("openreml_nn").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", PossibleUserWarning)

@@ -9,7 +9,15 @@ least of a few), as wall time and as CPU time, and the largest memory during a f
 each row; and bytes that the first process sends for an evaluation. All processes are on this machine, with one thread
 each: where there are fewer cores than processes, CPU time says what each has to do.
 
-RESULT
+Result: 2 shared cores of an AMD EPYC (busy with other work: wall times say little), Python 3.11, torch 2.13, gloo.
+          rows  processes  prepare, CPU s  evaluation, CPU ms  memory, MiB  bytes a row  bytes sent
+     1 000 000          1            0.09                27.3          236          248           0
+     1 000 000          2            0.08                16.1          141          295         336
+     1 000 000          4            0.08                10.4           84          352         336
+    10 000 000          1            1.03               339.6         1779          187           0
+    10 000 000          2            0.87               166.9          963          202         336
+    10 000 000          4            0.41                79.6          475          199         336
+    10 000 000          8            0.23                42.5          292          245         336
 """
 
 import argparse

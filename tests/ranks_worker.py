@@ -193,6 +193,29 @@ MODELS: dict[str, Callable[[], MixedModel]] = {
         read_table("orthodont").iloc[3:], "distance ~ age * Sex",
         residual=Term(groups="Subject", within="occ", covariance=AR1Matrix)),
 }  # fmt: skip
+
+
+def trial() -> pd.DataFrame:
+    """A field trial in which blocks share genotypes with few others, so that the rest is a chain."""
+    generator, plots = np.random.default_rng(0), [(gen, rep) for rep in range(3) for gen in range(1200)]
+    gen, rep = np.array(plots).T
+    block = (gen + 7 * rep) // 8 % 150
+    y = generator.normal(size=1200)[gen] + generator.normal(size=(150, 3))[block, rep] + generator.normal(size=3600)
+    return pd.DataFrame({"y": y, "gen": gen.astype(str), "rep": rep.astype(str), "block": block.astype(str)})
+
+
+def chain(ranks: Ranks) -> dict[str, Any]:
+    """How the rest of the trial is kept, and ℓ, θ and steps of its fit."""
+    model, equations = MixedModel(trial(), "y ~ rep", ["gen", "rep:block"]), SOLVERS["mixed_model_equations"]()
+    fitted = CHECK.fitted(model, "REML", equations.name, "levels", ranks)
+    owner = CHECK.owners(model, equations.name, "levels", ranks.size) if ranks.size > 1 else np.zeros(3600)
+    part, places = model.part(np.flatnonzero(owner == ranks.rank), ["gen"])
+    problem = equations.prepare_shared(part.V, part.y, part.X, ranks.owning(places))
+    layout = problem.products.layout
+    return {"layout": [type(layout).__name__, layout.length], "loglik": fitted.loglik, "theta": fitted.theta.tolist(),
+            "steps": fitted.steps, "same": fitted.same}  # fmt: skip
+
+
 FITTED = {
     "dyestuff2": ["spectral", "blocks", "mixed_model_equations"], "cake_emptycell": ["mixed_model_equations"],
     "john_alpha": ["mixed_model_equations", "dense"], "orthodont_miss": ["blocks"], "twotrait": ["spectral_traits"],
@@ -223,9 +246,9 @@ def solvers() -> dict[str, Any]:
             found[f"{name} {solver} {way}"] = quantities(model, solver, three, owner, way)
             if three.rank == 0:
                 found[f"{name} {solver} {way} alone"] = quantities(model, solver, ALONE, owner, way)
-        found["refusals"] = refusals(three)
+        found["refusals"], found["chain"] = refusals(three), chain(three)
         if three.rank == 0:
-            found["fixed alone"] = fixed_effects(ALONE, slice(0, 30))
+            found["fixed alone"], found["chain alone"] = fixed_effects(ALONE, slice(0, 30)), chain(ALONE)
     return found
 
 

@@ -104,6 +104,17 @@ def test_fits(found: list[dict[str, Any]]) -> None:
     assert not [line for line, short in lines if short]
 
 
+def test_a_chain_has_one_layout_on_all_processes(found: list[dict[str, Any]]) -> None:
+    alone = found[0]["chain alone"]
+    assert alone["layout"][0] == "ChainLayout"
+    for own in found[:3]:
+        assert own["chain"]["layout"] == alone["layout"]
+        assert own["chain"]["steps"] == alone["steps"]
+        assert own["chain"]["same"]
+        assert own["chain"]["loglik"] == pytest.approx(alone["loglik"], rel=1e-13)
+        np.testing.assert_allclose(own["chain"]["theta"], alone["theta"], atol=1e-11)
+
+
 def test_messages_do_not_grow_with_the_rows(on_processes: dict[str, Any]) -> None:
     for few, many in on_processes["benchmark"]:
         assert (few["rows"], many["rows"]) == (1000, 10_000)
