@@ -191,6 +191,8 @@ class AverageInformation(torch.optim.Optimizer):
         at, geometry = self._evaluate(closure, None), self._geometry_now()
         if not np.isfinite(at.loss):
             raise ValueError(f"The objective is {at.loss} at the start values; give others.")
+        if all(p.grad is None for p in self._moved()):
+            raise ValueError("The closure left no gradient in any parameter: it must call `backward` on its loss.")
         s.update(
             vars(at), origin=at.theta,
             held=np.zeros(k, dtype=int), radius=self.control.first_radius,

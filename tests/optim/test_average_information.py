@@ -419,3 +419,9 @@ def test_arguments() -> None:
 
     with pytest.raises(ValueError, match=r"`information` must give a matrix of shape \(1, 1\), got \(2, 2\)"):
         AverageInformation([p], lambda: torch.eye(2)).step(closure)
+
+
+def test_a_loss_without_gradients_is_no_maximum() -> None:
+    p = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="left no gradient in any parameter"):
+        AverageInformation([p], lambda: torch.eye(1)).step(lambda: p.square().sum())
