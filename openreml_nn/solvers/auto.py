@@ -52,7 +52,8 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = Fal
     anything                               dense                   –                             n³
     ====================================== ======================= ============================= =====================
 
-    q counts the effects of all terms but the largest; above n/2 the mixed-model equations are passed over.
+    q counts the effects of all terms but the largest. Where each meets few others, as in field trials, they cost much
+    less than q³; where they do not, and are more than n/2, the mixed-model equations are passed over.
 
     Args:
         V: Covariance of the observations.
@@ -117,7 +118,10 @@ def _chosen(solver: Solver, V: Matrix) -> Choice:
 
 
 def _passed_over(solver: Solver, V: Matrix) -> bool:
-    return isinstance(solver, MixedModelEquationsSolver) and Plan.of(V).size_of_rest > TOO_MANY * V.shape[0]
+    if not isinstance(solver, MixedModelEquationsSolver):
+        return False
+    many = TOO_MANY * V.shape[0]
+    return Plan.of(V).size_of_rest > many and solver.layout(V).work > many**3
 
 
 _REASONS = {

@@ -8,6 +8,7 @@ Where several processes share the rows, either each has levels of its own of the
 rows; or each has the products of all rows, which are added up once.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.sparse import by_rows, order_of, transposed, transposed_rows
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
+FEW_ELEMENTS = 2**20  # 8 MiB
 Column = tuple[Tensor, Tensor]  # of B_T: where the element of each row is, and the element
 
 
@@ -184,20 +186,15 @@ def cross_products(
         own: Whether each of them has levels of its own of the first term; the products are then those of its rows.
     """
     weighted = F if weight is None else weight[:, None] * F
-    q = sum(Z.shape[1] for Z in rest)
-    empty = F.new_zeros(0)
-    codes = F.new_zeros(0, dtype=torch.int64) if first is None else first._column(0)
-    L = 0 if first is None else first.num_levels
-    x = F.new_zeros((0, 1)) if first is None else first.effect_values(F)
-    s = x.shape[1]
-    wx = x if weight is None or first is None else weight[:, None] * x
+    s, L, q = _shape(first, rest)
+    by_codes, empty, columns = _are_codes(rest), F.new_zeros(0), _columns_of_rest(rest, F)
+    codes, x, wx = _by_level(first, F, weight)
     of_first, of_F = _sums(codes, wx, [x, F], L)
-    columns, by_codes = _columns_of_rest(rest, F), all(isinstance(Z, IncidenceMatrix) for Z in rest)
-    coupling = _sparse_or_dense(codes, wx, columns, (s, L, q), chain, ranks, own) if by_codes and L and q else _dense(
-        codes, wx, rest, (s, L, q), ALONE if own else ranks)  # fmt: skip
-    length = coupling.layout.length
-    what = f"The dense part of {q} effects ({length} elements)"
-    ranks.together(lambda: require_memory(8 * 6 * length, F.device, what))
+    coupling = (
+        _sparse_or_dense(codes, wx, columns, (s, L, q), chain, ranks, own) if by_codes and L and q
+        else _dense(codes, wx, rest, (s, L, q), ALONE if own else ranks)
+    )  # fmt: skip
+    _require_elements(6 * coupling.layout.length, F, ranks, f"The system of {q} effects beside the largest term")
     of_rest = _products_of_columns(columns, F, weight, coupling.layout)
     products = [
         of_first,
@@ -224,6 +221,33 @@ def with_columns(
     ]
     of_F, rest_F, FF = others if own else ranks.sums(*others)
     return CrossProducts(products.first, of_F, products.coupling, products.rest, rest_F, FF)
+
+
+def layout_of(first: IncidenceMatrix | None, rest: list[Matrix], like: Tensor) -> Layout:
+    """How the rest of independent effects is kept; ``like`` has the dtype and the device of the data."""
+    shape = _shape(first, rest)
+    if not _are_codes(rest) or 0 in shape:
+        return DenseLayout(shape[2])
+    codes, _, x = _by_level(first, like, None)
+    return _sparse_or_dense(codes, x, _columns_of_rest(rest, like), shape, True, ALONE, False).layout
+
+
+def _shape(first: IncidenceMatrix | None, rest: list[Matrix]) -> tuple[int, int, int]:
+    """(s, L, q)."""
+    s, L = (1, 0) if first is None else (len(first.effects), first.num_levels)
+    return s, L, sum(Z.shape[1] for Z in rest)
+
+
+def _are_codes(designs: list[Matrix]) -> bool:
+    return all(isinstance(Z, IncidenceMatrix) for Z in designs)
+
+
+def _by_level(first: IncidenceMatrix | None, like: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the first term: level of each row, values of its effects, shape (n, s), and these times 1/R₀."""
+    if first is None:
+        return like.new_zeros(0, dtype=torch.int64), like.new_zeros((0, 1)), like.new_zeros((0, 1))
+    x = first.effect_values(like)
+    return first._column(0), x, x if weight is None else weight[:, None] * x
 
 
 def _pairs_below(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,6 +290,7 @@ def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[Column]:
 
 def _dense(codes: Tensor, wx: Tensor, rest: list[Matrix], shape: tuple[int, int, int], ranks: Ranks) -> DenseCoupling:
     """The coupling of any designs, added up over the processes."""
+    _require_elements(3 * math.prod(shape), wx, ranks, f"The products of {shape[1]} levels with {shape[2]} effects")
     C = wx.new_zeros(shape)
     if C.numel():
         B_T = torch.cat([Z.build(wx[:0, 0]) for Z in rest], dim=1)
@@ -286,10 +311,16 @@ def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tu
     levels = ranks if own else ALONE
     pairs = levels.count(int(torch.bincount(level, minlength=L).square().sum()))
     if pairs > DENSE_SHARE * levels.count(L) * q * q:
+        _require_elements(3 * math.prod(shape), wx, levels, f"The products of {L} levels with {q} effects")
         C = wx.new_zeros(shape)
         C[:, level, column] = value
         return DenseCoupling(C)
     return SparseCoupling(level, column, value, shape, chain, levels)
+
+
+def _require_elements(count: int, like: Tensor, ranks: Ranks, what: str) -> None:
+    """Raise a MemoryError on all processes where one has no room for so many numbers; a few always have it."""
+    ranks.together(lambda: require_memory(8 * count, like.device, what) if count > FEW_ELEMENTS else None)
 
 
 def _added(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,8 +77,13 @@ class Layout(ABC):
 
     @property
     @abstractmethod
+    def work(self) -> float:
+        """Multiplications of a factor and an inverse."""
+
+    @property
+    @abstractmethod
     def cost(self) -> str:
-        """Multiplications of a factor and an inverse, in words."""
+        """``work`` in words."""
 
 
 class Factor(ABC):
@@ -153,8 +158,12 @@ class DenseLayout(Layout):
         return DenseFactor(checked(*torch.linalg.cholesky_ex(self._matrix(A))))
 
     @property
+    def work(self) -> float:
+        return float(self.size**3)
+
+    @property
     def cost(self) -> str:
-        return f"q³ = {self.size**3:.1e} multiplications for q = {self.size} effects"
+        return f"q³ = {self.work:.1e} multiplications for q = {self.size} effects"
 
 
 class DenseFactor(Factor):
@@ -272,9 +281,15 @@ class ChainLayout(Layout):
         return ChainFactor(self, A)
 
     @property
+    def work(self) -> float:
+        return 8.0 * self.count * self.width**3
+
+    @property
     def cost(self) -> str:
         T, b = self.count, self.width
-        return f"8 T b³ = {8 * T * b**3:.1e} multiplications for {self.size} effects in a chain of {T} blocks of {b}"
+        return (
+            f"8 T b³ = {self.work:.1e} multiplications for {self.size} effects in a chain of T = {T} blocks of b = {b}"
+        )
 
 
 class ChainFactor(Factor):
@@ -348,4 +363,4 @@ def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
     position[order] = torch.arange(size, device=row.device)
     width = max(NARROWEST, int((position[row] - position[column]).abs().max()))
     chain = ChainLayout(order, width)
-    return chain if chain.count * (8 * width**3 + CALLS) < size**3 else dense
+    return chain if chain.work + chain.count * CALLS < dense.work else dense

@@ -1,7 +1,8 @@
 r"""The mixed-model equations, on cross-products: an evaluation whose cost does not depend on n.
 
 V = σ²R₀ + Σ Z G Z' with R₀ diagonal and known. The term with the most levels is eliminated level by level, what is left
-is one dense system for the other terms (the rest) and one for the fixed effects. A zero variance is an ordinary number.
+is one system for the other terms (the rest), dense or a chain of blocks, and one for the fixed effects. A zero variance
+is an ordinary number.
 
 Several processes share the rows by the levels of that term: each eliminates its own, and they add up what is left, a
 message of q² numbers however many rows there are. Where the levels are torn, the cross-products are added up once, and
@@ -24,9 +25,10 @@ from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, M
 from openreml_nn.covariance.structures import IncidenceMatrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
-from openreml_nn.solvers.cross_products import CrossProducts, cross_products, with_columns
+from openreml_nn.solvers.cross_products import CrossProducts, cross_products, layout_of, with_columns
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations, inner
+from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.term_covariances import TermCovariances
@@ -34,7 +36,10 @@ from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
 
 
 class MixedModelEquationsSolver(Solver):
-    """Solve for effects, not observations: q_T³ an evaluation, q_T the columns of all terms but the largest."""
+    """Solve for effects, not observations: q_T³ an evaluation, q_T the columns of all terms but the largest.
+
+    Where these meet few others in the levels of the largest, as in field trials, it costs much less.
+    """
 
     name = "mixed_model_equations"
     may_tear = True
@@ -54,8 +59,13 @@ class MixedModelEquationsSolver(Solver):
 
     def cost(self, V: Matrix) -> str:
         plan = Plan.of(V)
-        q, L = plan.size_of_rest, 0 if plan.first is None else plan.first.num_levels
-        return f"q³ = {q**3:.1e} multiplications for q = {q} effects, after {L} levels are eliminated one by one"
+        L = 0 if plan.first is None else plan.first.num_levels
+        return f"{self.layout(V).cost}, after {L} levels are eliminated one by one"
+
+    def layout(self, V: Matrix) -> Layout:
+        """How the system of the rest is kept."""
+        plan = Plan.of(V)
+        return layout_of(plan.first, plan.rest, V.theta) if plan.chain else DenseLayout(plan.size_of_rest)
 
     def whole_terms(self, V: Matrix) -> list[str] | None:
         if self.refusal(V) is not None:
@@ -100,6 +110,7 @@ class Plan:
         first_index: Its index among the random terms; −1 for None.
         rest_index: Indices of the other random terms.
         rest: Their designs.
+        chain: Whether their effects are all independent, so that they may be kept as a chain of blocks.
     """
 
     residual: int
@@ -107,6 +118,7 @@ class Plan:
     first_index: int
     rest_index: list[int]
     rest: list[Matrix]
+    chain: bool
 
     @property
     def size_of_rest(self) -> int:
@@ -136,7 +148,8 @@ class Plan:
         rest = [i for i in range(len(terms)) if i != best]
         first = terms[best].Z if best >= 0 else None
         assert first is None or isinstance(first, IncidenceMatrix)
-        return cls(residual, first, best, rest, [terms[i].Z for i in rest])
+        chain = all(terms[i].G.is_diagonal for i in rest)
+        return cls(residual, first, best, rest, [terms[i].Z for i in rest], chain)
 
 
 class MixedModelProblem(Problem):
@@ -153,11 +166,10 @@ class MixedModelProblem(Problem):
         self.covariances = TermCovariances(V, self.plan.residual, self.plan.first_index)
         self.names, self.sizes = [term.name for term in terms], [term.Z.shape[1] for term in terms]
         self.sizes_of_rest = [Z.shape[1] for Z in self.plan.rest]
-        chain = all(terms[i].G.is_diagonal for i in self.plan.rest_index)
         self.weight = self._weight(fixed.e)
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
         self.products: CrossProducts = cross_products(
-            self.plan.first, self.plan.rest, self.F, self.weight, chain, fixed.ranks, own
+            self.plan.first, self.plan.rest, self.F, self.weight, self.plan.chain, fixed.ranks, own
         )
         self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -fixed.ranks.sum(self.weight.log().sum())
 

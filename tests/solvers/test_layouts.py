@@ -110,7 +110,7 @@ def test_choice() -> None:
     chain = choose_layout(long, other, 1000)
     assert isinstance(chain, ChainLayout)
     assert chain.length < 1000**2 / 10
-    assert "chain of 33 blocks of 32" in chain.cost
+    assert "chain of T = 33 blocks of b = 32" in chain.cost
     hub = torch.cat([long, torch.arange(1000)]), torch.cat([other, torch.zeros(1000, dtype=torch.int64)])
     assert isinstance(choose_layout(*hub, 1000), DenseLayout)
     few, other, _ = band(60, 2, 60)

@@ -24,7 +24,7 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.covariance.transform import Transform, TransformScaleShift
 from openreml_nn.objectives import Objective
-from openreml_nn.solvers import NotPositiveDefinite, layouts
+from openreml_nn.solvers import NotPositiveDefinite, choose_solver, layouts
 from openreml_nn.solvers.layouts import ChainLayout
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
@@ -116,3 +116,16 @@ def test_variances_on_their_own_scale(same_as_dense: Callable[..., None]) -> Non
         same_as_dense(V, theta, y, X, "mixed_model_equations", tolerance=1e-11)
     with pytest.raises(NotPositiveDefinite):
         MixedModelEquationsSolver().prepare(V, y, X).evaluate(torch.tensor([0.5, -0.1, 0.1], dtype=torch.float64))
+
+
+def test_choice() -> None:
+    """Many more effects than half the rows, beside those of the largest term: a chain where they meet few others."""
+    pairs: dict[str, Matrix] = {"a": simple((plot + 1) // 2), "b": simple(plot // 2)}
+    choice = choose_solver(Sum(pairs | {"c": simple(plot // 3)} | RESIDUAL))
+    assert choice.solver.name == "mixed_model_equations"
+    assert "8 T b³" in choice.cost
+    assert "after 211 levels" in choice.cost
+    shuffled = np.random.default_rng(0).permutation(N)
+    crossed = Sum(pairs | {"c": simple(shuffled // 3)} | RESIDUAL)
+    assert choose_solver(crossed).solver.name == "dense"
+    assert "q³" in MixedModelEquationsSolver().cost(crossed)
