@@ -7,6 +7,7 @@ are the transforms of θ and their derivatives. What is not shared is differenti
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,27 +67,34 @@ class TermCovariances:
         self.V, self.residual, self.first = V, residual, first
         self.shapes = [Shape.of(term) for term in propagated_terms(V, V.theta.detach())]
         self.by_theta = all(shape.shared for shape in self.shapes) and len([*V.parameters()]) == V.num_params
-        self.seeds, self.seed, self.owned = self._seeds()
+        self.index = (
+            [V.operand_index(name) for name in V.operand_names] if isinstance(V, Sum) else [[*range(V.num_params)]]
+        )
+        self.owned = self._owned()
         self.variances = self._variances()
 
-    def _seeds(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _pieces(self) -> list[tuple[list[int], int]]:
+        """Thetas of each piece of z, and the rows of its block: σ², then the shared blocks."""
+        operands = [operand for _, operand, _ in operands_of(self.V, self.V.theta.detach())]
+        terms = [i for i, operand in enumerate(operands) if isinstance(operand, CovariancePropagation)]
+        shared = [(self.index[i], shape.effects) for i, shape in zip(terms, self.shapes, strict=True) if shape.shared]
+        return [(self.index[self.residual], 1), *shared]
+
+    def _owned(self) -> Tensor:
+        """Ones where an element of z depends on a theta, shape (m, number of thetas)."""
+        every = torch.eye(self.V.num_params).to(self.V.theta.detach())
+        return torch.cat([every[index].sum(0).expand(s * s, -1) for index, s in self._pieces()])
+
+    @cached_property
+    def _seeds(self) -> tuple[Tensor, Tensor]:
         """Which elements of z are differentiated at once: those of the lower triangles that have no theta in common.
 
         Returns:
-            (ones where an element of z is in a seed, shape (c, m); the seed of each element, shape (m,); ones where an
-            element depends on a theta, shape (m, number of thetas)).
+            (ones where an element of z is in a seed, shape (c, m); the seed of each element, shape (m,)).
         """
-        V, theta = self.V, self.V.theta.detach()
-        operands = [operand for _, operand, _ in operands_of(V, theta)]
-        index = [V.operand_index(name) for name in V.operand_names] if isinstance(V, Sum) else [[*range(len(theta))]]
-        tied = sum(len(place) for place in index) > len(theta)  # a theta is part of several terms
-        terms = [i for i, operand in enumerate(operands) if isinstance(operand, CovariancePropagation)]
-        shared = [(i, shape.effects) for i, shape in zip(terms, self.shapes, strict=True) if shape.shared]
-        owned, seed, lower, begin = [], [], [], 0
-        for i, s in [(self.residual, 1), *shared]:
-            own = theta.new_zeros(len(theta))
-            own[index[i]] = 1.0
-            owned.append(own.expand(s * s, -1))
+        tied = sum(len(own) for own in self.index) > self.V.num_params  # a theta is part of several terms
+        seed, lower, begin = [], [], 0
+        for _, s in self._pieces():
             row, column = (place.flatten() for place in torch.meshgrid(torch.arange(s), torch.arange(s), indexing="ij"))
             seed.append(begin + row * (row + 1) // 2 + column)
             seed[-1][column > row] = seed[-1].view(s, s).mT.flatten()[column > row]
@@ -95,7 +103,7 @@ class TermCovariances:
         places, used = torch.cat(seed), torch.cat(lower)
         seeds = torch.zeros(int(places.max()) + 1, len(places))
         seeds[places[used], used.nonzero()[:, 0]] = 1.0
-        return seeds.to(theta), places.to(theta.device), torch.cat(owned)
+        return seeds.to(self.owned), places.to(self.owned.device)
 
     def _variances(self) -> Tensor | None:
         """The theta of each element of z where each is the variance of a `ScalarMatrix`, shape (m,); else None."""
@@ -180,8 +188,9 @@ class TermCovariances:
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             z = self.small(theta)
-        rows = derivatives_along(z, theta, self.seeds)
-        return z.detach(), (rows[self.seed] if len(rows) > 1 else rows) * self.owned
+        seeds, places = self._seeds
+        rows = derivatives_along(z, theta, seeds)
+        return z.detach(), (rows[places] if len(rows) > 1 else rows) * self.owned
 
     def moved(self, b: list[Tensor], z: Tensor, J: Tensor, relative: Tensor, theta: Tensor) -> list[Tensor]:
         """(Ġ_k − (σ̇²/σ²) G) b of each term for each free theta, shape (k, q), for b of shape (q,).
