@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 T = TypeVar("T")
+DistNetworkError: type[Exception] = getattr(dist, "DistNetworkError", ConnectionError)  # a process cannot be reached
 
 
 class Ranks(ABC):
