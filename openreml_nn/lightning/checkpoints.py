@@ -19,6 +19,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from openreml_nn.report import write_whole
+from openreml_nn.solvers import processes
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -85,10 +86,7 @@ class RandomState(Callback):
     """
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [_random_state()] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(states, states[0])
-        checkpoint[_KEY] = states
+        checkpoint[_KEY] = processes().objects(_random_state())
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get(_KEY, [])
