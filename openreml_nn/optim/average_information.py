@@ -188,7 +188,8 @@ class AverageInformation(torch.optim.Optimizer):
         k = sum(p.numel() for p in self._moved())
         if k == 0:
             raise ValueError("`AverageInformation` has no parameter to move; all are fixed.")
-        at, geometry = self._evaluate(closure, None), self._geometry_now()
+        geometry = self._geometry_now()
+        at = self._evaluate(closure, geometry.units)
         if not np.isfinite(at.loss):
             raise ValueError(f"The objective is {at.loss} at the start values; give others.")
         if all(p.grad is None for p in self._moved()):
@@ -372,12 +373,14 @@ class AverageInformation(torch.optim.Optimizer):
         k = sum(p.numel() for p in self._moved())
         return self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
 
-    def _evaluate(self, closure: Callable[[], Any], units: np.ndarray | None, most: float = math.inf) -> _Point:
+    def _evaluate(
+        self, closure: Callable[[], Any], units: np.ndarray | Tensor | None, most: float = math.inf
+    ) -> _Point:
         """What the host has to know of the present thetas, in one message from their device.
 
         Args:
             closure: The closure.
-            units: Units of the parameters where these are the same everywhere.
+            units: Units of the parameters where they are known; None where they follow from the present thetas.
             most: Loss from which on a point is not wanted; on the CPU, where a look costs nothing, the information is
                 not computed there, and the arrays are empty.
         """

@@ -103,6 +103,8 @@ def _through_zero(place: Place) -> Leap | None:
     The diagonal entry exp(θ) is positive, but the column times −1 is the same matrix: where Newton's step of the entry,
     exp(θ) (1 + g/d), is negative, the entry takes its size and the rest of the column the other sign.
     """
+    if not place.mirrors.any():
+        return None
     g, d = place.g, np.maximum(place.d, NOTHING)
     cross = place.mirrors.any(axis=1) & (place.held == 0) & (g < -CROSSED * d) & (g**2 > SLOPE * d)
     if not cross.any():
@@ -118,6 +120,8 @@ def _beyond_an_end(place: Place, newton: np.ndarray) -> Leap | None:
     The model moves a variance exp(2θ) to exp(2θ) (1 + 2δ) where θ moves by δ, and to zero by δ = −1/2. Steps of θ along
     it would take a dozen steps there; the others adapt to the variance of zero at once.
     """
+    if not (newton < -BEYOND).any():
+        return None
     sure = (place.g < 0) & (place.g**2 > SLOPE * place.d) & ~place.mirrors.any(axis=1)
     out = sure & (newton < -BEYOND) & (place.held == 0) & place.finite[0] & ~place.finite[1]
     if not out.any():
@@ -127,11 +131,11 @@ def _beyond_an_end(place: Place, newton: np.ndarray) -> Leap | None:
 
 def _to_ends_and_back(place: Place) -> Leap | None:
     """Towards a finite end a long step; back from one Newton's step of the natural parameter exp(2θ), half of it."""
-    g, d = place.g, np.maximum(place.d, NOTHING)
     runs, returns = place.flat(NEAR)
     runs = runs * place._finite(runs)
     if not (runs.any() or returns.any()):
         return None
+    g, d = place.g, np.maximum(place.d, NOTHING)
     step = PUSHED * runs + 0.5 * returns * np.log1p(np.abs(g) / d)
     promised = 0.5 * float(np.abs(g[runs != 0]).sum() + (g**2 / d)[returns != 0].sum())
     return Leap(step, np.ones(len(g)), promised)
