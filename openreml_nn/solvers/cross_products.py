@@ -129,20 +129,17 @@ class SparseCoupling(Coupling):
         self.C = by_rows(sizes.repeat(s), column.repeat(s), value.reshape(-1), (s * L, q))
         self.C_transposed = transposed(self.C)
         right, counts = _pairs_below(sizes)
-        lower, upper = column.repeat_interleave(counts), column.index_select(0, right)
-        self.layout: Layout = _one_layout(lower, upper, q, ranks) if chain else DenseLayout(q)
-        place, last = self.layout.place(lower, upper), counts.cumsum(0) - 1
-        pairs = sizes * (sizes + 1) // 2
-        once, both = [], []
-        for left in value:
-            for other in value:
-                product = left.repeat_interleave(counts) * other.index_select(0, right)
-                once.append(product)
-                both.append((2.0 * product).index_copy_(0, last, product[last]))  # of both triangles
-        of_pairs = pairs.repeat(s * s), place.repeat(s * s)
-        length = self.layout.length
-        self.to_levels = by_rows(*of_pairs, torch.cat(both), (s * s * L, length))
-        self.to_places, self.filled = transposed_rows(by_rows(*of_pairs, torch.cat(once), (s * s * L, length)))
+        places = column.to(torch.int32) if q * q < 2**31 else column
+        row, other = places.repeat_interleave(counts), places.index_select(0, right)
+        self.layout: Layout = _one_layout(row, other, q, ranks) if chain else DenseLayout(q)
+        place, last = self.layout.place(row, other), counts.cumsum(0) - 1
+        once = [a.repeat_interleave(counts) * b.index_select(0, right) for a in value for b in value]
+        both = [(2.0 * product).index_copy_(0, last, product[last]) for product in once]  # of both triangles
+        of_levels, size = (sizes * (sizes + 1) // 2).repeat(s * s), (s * s * L, self.layout.length)
+        place = place if s == 1 else place.repeat(s * s)
+        self.to_levels = by_rows(of_levels, place, both[0] if s == 1 else torch.cat(both), size)
+        of_places = by_rows(of_levels, place, once[0] if s == 1 else torch.cat(once), size)
+        self.to_places, self.filled = transposed_rows(of_places)
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)

@@ -207,6 +207,7 @@ class ChainLayout(Layout):
         kept = torch.where(block <= self.steps, 2 * block, 2 * (last - block) + 1)
         self.position = torch.empty_like(order)
         self.position[order] = kept * width + at % width
+        self.block, self.inner = self.position // width, self.position % width
         self.rows = order[:1].repeat(self.count * width)  # a filling row copies another
         self.rows[self.position] = at
 
@@ -219,12 +220,14 @@ class ChainLayout(Layout):
         return parts.view(self.steps, 2, *parts.shape[1:])
 
     def place(self, row: Tensor, column: Tensor) -> Tensor:
-        i, j, b = self.position[row], self.position[column], self.width
-        before, after = torch.minimum(i, j), torch.maximum(i, j)
-        this, other = before // b, after // b
-        inside = this * (b * b) + (after % b) * b + before % b
-        beside = (self.count + this) * (b * b) + (before % b) * b + after % b
-        return torch.where(this == other, inside, beside)
+        b = self.width
+        block, other = self.block.index_select(0, row), self.block.index_select(0, column)
+        inner, outer = self.inner.index_select(0, row), self.inner.index_select(0, column)
+        turned = block < other  # the column comes later than the row
+        this = torch.where(turned, block, other)
+        inside = torch.maximum(inner, outer) * b + torch.minimum(inner, outer)
+        beside = torch.where(turned, inner * b + outer, outer * b + inner) + (self.count * b * b)
+        return this * (b * b) + torch.where(block == other, inside, beside)
 
     def split(self, x: Tensor) -> Tensor:
         """Rows of x, shape (q, m), by block, shape (T, b, m)."""
