@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
@@ -26,8 +28,13 @@ class MixedModelRegressor(L.LightningModule):
     Random effects are predicted from all training rows before each validation and at the end of a fit. For that the
     data set of the training loader is read from its first to its last row by each process, whatever sampler the loader
     has; a data set without length (an `IterableDataset`) is read through the loader. A data set must therefore not be
-    an augmented one. Checkpoints that are written after a validation, or after the fit, predict by themselves; to one
-    of another moment give the training loader with ``condition``.
+    an augmented one.
+
+    Checkpoints hold the random effects of the last prediction. Those that are written after a validation, or by
+    ``trainer.save_checkpoint`` after the fit, predict by themselves. A `ModelCheckpoint` without validation writes
+    before the end of the fit: its files of the last step are then written again, with the random effects, and with the
+    variance parameters of the refit. Files of earlier steps stay as they are: without random effects, where there was
+    no validation (load one, then give it the training loader with ``condition``), and always without the refit.
 
     Logged are ``train/loss`` (−ℓ per row), each variance parameter as ``variance/<name>`` on its natural scale at the
     end of an epoch, and ``val/mse`` of f + z'b̂.
@@ -46,6 +53,12 @@ class MixedModelRegressor(L.LightningModule):
 
     Attributes:
         result: The refit, once there is one.
+
+    Raises:
+        ValueError: A batch is of another form, or predictions are asked of a checkpoint without random effects.
+
+    Warns:
+        UserWarning: The best checkpoint is of an earlier step than the refit.
     """
 
     def __init__(
@@ -62,6 +75,11 @@ class MixedModelRegressor(L.LightningModule):
         super().__init__()
         if start not in ("auto", "data", "current"):
             raise ValueError(f"`start` must be 'auto', 'data' or 'current', got {start!r}.")
+        if not callable(optimizer):
+            raise TypeError(
+                f"`optimizer` makes an optimizer of parameters, as `torch.optim.Adam` or `lambda p: "
+                f"torch.optim.Adam(p, lr=0.01)`; got a finished one, {type(optimizer).__name__}."
+            )
         self.network, self.head, self.start = network, head, start
         self.make_optimizer, self.head_lr = optimizer, head_lr
         self.refit, self.variances, self.rows = refit, variances, rows
@@ -88,7 +106,7 @@ class MixedModelRegressor(L.LightningModule):
             self.head.start(y, groups)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y, groups = batch
+        x, y, groups = _parts(batch)
         if self.head.mode == "exact":
             loss = self.head(self._in_chunks(x), y, self._all_rows(groups))
         else:
@@ -108,6 +126,33 @@ class MixedModelRegressor(L.LightningModule):
     def on_train_end(self) -> None:
         self._all = None
         self.condition(self.trainer.train_dataloader, self.refit)  # type: ignore[arg-type]
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                self._write_again(callback)
+
+    def _write_again(self, callback: ModelCheckpoint) -> None:
+        """Write the files of the last step as the model is after the fit; files of earlier steps stay."""
+        paths = {callback.last_model_path, callback.best_model_path, *callback.best_k_models} - {""}
+        last = [path for path in sorted(paths) if self._step_of(path) == self.trainer.global_step]
+        last = self.trainer.strategy.broadcast(last)
+        for path in last:
+            self.trainer.save_checkpoint(path, callback.save_weights_only)
+        best = callback.best_model_path
+        if self.refit and best and best not in last:
+            rank_zero_warn(
+                f"The best checkpoint, {best}, is of an earlier step and predicts with the variance parameters before "
+                f"the refit. The refit is in the model in memory, and in what `trainer.save_checkpoint` writes; for "
+                f"that of the best checkpoint load it and call `condition(loader, refit=True)`."
+            )
+
+    def _step_of(self, path: str) -> int | None:
+        """The step of a checkpoint, of which no tensor is read; None if it is not there, and on other processes."""
+        if not self.trainer.is_global_zero:
+            return None
+        try:
+            return self.trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="meta")["global_step"]
+        except FileNotFoundError:
+            return None
 
     # ---- random effects ----------------------------------------------------------------------------------------------
 
@@ -131,7 +176,7 @@ class MixedModelRegressor(L.LightningModule):
         self.eval()
         with torch.inference_mode(False), torch.no_grad():
             for batch in whole(loader, self.rows):
-                x, y, groups = self.transfer_batch_to_device(batch, self.device, 0)
+                x, y, groups = _parts(self.transfer_batch_to_device(batch, self.device, 0))
                 with nullcontext() if precision is None else precision.forward_context():
                     x = x if precision is None else precision.convert_input(x)
                     parts.append((self._in_chunks(x) if evaluate else y, y, groups))
@@ -150,7 +195,7 @@ class MixedModelRegressor(L.LightningModule):
             self.condition(self.trainer.train_dataloader)  # type: ignore[arg-type]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y, groups = batch
+        x, y, groups = _parts(batch)
         if self.trainer.sanity_checking:
             self.network(x)  # there are no random effects yet
             return
@@ -160,6 +205,15 @@ class MixedModelRegressor(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of new observations; see ``MixedModelHead.predict``."""
+        if self.head.posterior is None:
+            raise ValueError(
+                "This model has no random effects to predict with: it was not fitted, or its checkpoint was written "
+                "before a validation and before the end of the fit. Load the checkpoint "
+                "(`load_from_checkpoint`), call `model.condition(train_loader)`, and predict without `ckpt_path`, "
+                "which would load it again; or take a checkpoint that was written after a validation or the fit."
+            )
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise ValueError(f"Batches are (x, y, groups), for prediction also (x, groups), got {_said(batch)}.")
         x, groups = batch[0], batch[-1]
         return self.head.predict(self.network(x), groups, variances=self.variances)
 
@@ -184,7 +238,22 @@ def joined(parts: list[Any]) -> Any:
         return torch.cat(parts)
     if isinstance(first, Mapping):
         return {name: joined([part[name] for part in parts]) for name in first}
+    if not isinstance(first, (tuple, list)):
+        raise TypeError(f"Batches hold tensors, got {type(first).__name__}. Of labels make codes by `Effects.encode`.")
     return tuple(joined(list(own)) for own in zip(*parts, strict=True))
+
+
+def _parts(batch: Any) -> tuple[Any, Tensor, Any]:
+    """x, y and groups of a batch."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 3:
+        raise ValueError(
+            f"Batches are (x, y, groups), got {_said(batch)}. Levels of several factors are one dictionary of codes."
+        )
+    return tuple(batch)  # type: ignore[return-value]
+
+
+def _said(batch: Any) -> str:
+    return f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -196,6 +265,6 @@ def _same(a: Any, b: Any) -> bool:
 def _tensors(groups: Any) -> Iterator[Tensor]:
     if isinstance(groups, Tensor):
         yield groups
-    else:
+    elif isinstance(groups, (Mapping, tuple, list)):
         for part in groups.values() if isinstance(groups, Mapping) else groups:
             yield from _tensors(part)

@@ -177,3 +177,54 @@ def test_every_row_once():
     batches = [(data.x, data.y, data.groups())]
     assert whole(batches, 8) is batches
     assert len(list(whole(DataLoader(batches, batch_size=None), 8))) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"save_last": True, "filename": "best"}, {"save_weights_only": True}])
+def test_default_checkpoints_predict_after_the_fit(trainer, tmp_path, options):
+    data, module, saved = Visits(), regressor(refit=True), ModelCheckpoint(tmp_path, **options)
+    run = trainer(max_epochs=2, callbacks=[saved], enable_checkpointing=True)
+    run.fit(module, loader(data))
+    rows = DataLoader(data, batch_size=50)
+    expected = joined(run.predict(module, rows))
+    torch.testing.assert_close(joined(run.predict(module, rows, ckpt_path="best")), expected)
+    for path in {saved.best_model_path, saved.last_model_path} - {""}:
+        again = MixedModelRegressor.load_from_checkpoint(path, network=nn.Linear(3, 1), head=head())
+        torch.testing.assert_close(joined(trainer(callbacks=[]).predict(again, rows)), expected)
+    if not saved.save_weights_only:
+        more = trainer(max_epochs=3, callbacks=[ModelCheckpoint(tmp_path, **options)], enable_checkpointing=True)
+        more.fit(module, loader(data), ckpt_path=saved.best_model_path)
+        assert (more.current_epoch, more.global_step) == (3, run.global_step // 2 * 3)
+
+
+class Scored(MixedModelRegressor):
+    """Says that the first epoch was the best."""
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        self.log("score", float(self.current_epoch))
+
+
+def test_best_checkpoint_of_an_earlier_epoch_stays(trainer, tmp_path):
+    data, best = Visits(), ModelCheckpoint(tmp_path, monitor="score")
+    module = Scored(nn.Linear(3, 1), head(), refit=True, rows=64)
+    run = trainer(max_epochs=2, callbacks=[best], enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="is of an earlier step and predicts with the variance parameters before"):
+        run.fit(module, loader(data))
+    rows = DataLoader(data, batch_size=50)
+    with pytest.raises(ValueError, match=r"call `model.condition\(train_loader\)`, and predict without `ckpt_path`"):
+        run.predict(module, rows, ckpt_path="best")
+    again = MixedModelRegressor.load_from_checkpoint(best.best_model_path, network=nn.Linear(3, 1), head=head())
+    again.condition(loader(data))
+    assert len(joined(trainer(callbacks=[]).predict(again, rows))[0]) == len(data)
+
+
+def test_batches_of_another_form():
+    data, module = Visits(20), regressor()
+    with pytest.raises(ValueError, match=r"Batches are \(x, y, groups\), got 2 parts"):
+        module.training_step((data.x, data.y), 0)
+    with pytest.raises(ValueError, match=r"Batches are \(x, y, groups\), got 4 parts"):
+        module.condition([(data.x, data.y, data.subject, data.site)])
+    with pytest.raises(TypeError, match=r"got str. Of labels make codes by `Effects.encode`"):
+        module.condition([(data.x, data.y, ["a"] * 20)])
+    with pytest.raises(TypeError, match="got a finished one, Adam"):
+        regressor(optimizer=torch.optim.Adam([torch.zeros(1, requires_grad=True)]))
