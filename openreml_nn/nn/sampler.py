@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from openreml_nn.solvers import processes
+
 
 class ClusterBatchSampler(Sampler[list[int]]):
     r"""Yields batches of row indices that are made of whole clusters, for ``DataLoader(batch_sampler=...)``.
@@ -25,12 +27,17 @@ class ClusterBatchSampler(Sampler[list[int]]):
         batch_size: Rows of a batch.
         shuffle: Draw the clusters in a new order each epoch; in the order of their codes otherwise.
         seed: Seed of the order.
-        num_replicas: Number of processes that share an epoch.
-        rank: Which of them this one is; it yields every ``num_replicas``-th batch.
+        num_replicas: Number of processes that share an epoch; those of ``torch.distributed`` at the time of the pass
+            when left out, one where it is not in use. A Lightning `Trainer` of several processes wants
+            ``use_distributed_sampler=False``, as it cannot divide batches of its own making.
+        rank: Which of them this one is; it yields every ``num_replicas``-th batch. Given with ``num_replicas``.
 
     Attributes:
         torn: Number of clusters that are split.
         epoch: The epoch that the next pass has; it counts up by itself, and ``set_epoch`` sets it.
+
+    Raises:
+        ValueError: Codes of another kind, a rank without number of processes, or more processes than clusters.
 
     Warns:
         UserWarning: Clusters are split.
@@ -42,17 +49,24 @@ class ClusterBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, codes: Any, batch_size: int, shuffle: bool = True, seed: int = 0, num_replicas: int = 1, rank: int = 0
+        self,
+        codes: Any,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
         array = np.asarray(codes.detach().cpu() if isinstance(codes, Tensor) else codes)
         if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
             raise ValueError(
                 f"`ClusterBatchSampler` needs integer codes of shape (n,), got {array.dtype} of shape {array.shape}."
             )
-        if batch_size < 1 or not 0 <= rank < num_replicas:
+        given = rank is not None and num_replicas is not None and 0 <= rank < num_replicas
+        if batch_size < 1 or not (given or rank is num_replicas is None):
             raise ValueError(
-                f"`ClusterBatchSampler` needs a batch_size of 1 or more and a rank below num_replicas, got batch_size "
-                f"{batch_size}, rank {rank} and num_replicas {num_replicas}."
+                f"`ClusterBatchSampler` needs a batch_size of 1 or more and a rank below num_replicas, or neither of "
+                f"the two, got batch_size {batch_size}, rank {rank} and num_replicas {num_replicas}."
             )
         self.batch_size, self.shuffle, self.seed = int(batch_size), shuffle, int(seed)
         self.num_replicas, self.rank, self.epoch = num_replicas, rank, 0
@@ -65,10 +79,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
         self.cluster = np.repeat(np.arange(len(sizes)), sizes)
         self.sizes = _evenly(sizes, pieces)
         self.starts = self.sizes.cumsum() - self.sizes
-        wanted = math.ceil(len(array) / (self.batch_size * num_replicas))
-        self.count = min(wanted, len(self.sizes) // num_replicas) * num_replicas
-        if not self.count:
-            raise ValueError(f"{len(self.sizes)} clusters are too few for {num_replicas} processes.")
+        self._count(self._place()[1])
         if self.torn:
             warnings.warn(
                 f"{self.torn} of {len(sizes)} clusters have more than {self.batch_size} rows and are split; batches "
@@ -85,16 +96,33 @@ class ClusterBatchSampler(Sampler[list[int]]):
         """Set the epoch, by which the order is drawn."""
         self.epoch = epoch
 
+    def _place(self) -> tuple[int, int]:
+        """Which process this one is, and of how many."""
+        if self.rank is not None and self.num_replicas is not None:
+            return self.rank, self.num_replicas
+        ranks = processes()
+        return ranks.rank, ranks.size
+
+    def _count(self, replicas: int) -> int:
+        """Batches of all processes in an epoch."""
+        wanted = math.ceil(len(self.rows) / (self.batch_size * replicas))
+        count = min(wanted, len(self.sizes) // replicas) * replicas
+        if not count:
+            raise ValueError(f"{len(self.sizes)} clusters are too few for {replicas} processes.")
+        return count
+
     def __len__(self) -> int:
         """Batches of this process, the same in every epoch."""
-        return self.count // self.num_replicas
+        replicas = self._place()[1]
+        return self._count(replicas) // replicas
 
     def __iter__(self) -> Iterator[list[int]]:
         return (batch.tolist() for batch in self.batches())
 
     def batches(self) -> Iterator[Tensor]:
         """The batches of an epoch as index tensors, for data that are tensors: ``x[index]`` needs no DataLoader."""
-        order, rows = np.arange(len(self.sizes)), self.rows
+        rank, replicas = self._place()
+        count, order, rows = self._count(replicas), np.arange(len(self.sizes)), self.rows
         if self.shuffle:
             generator = np.random.default_rng([self.seed, self.epoch])
             order = generator.permutation(len(self.sizes))
@@ -103,9 +131,9 @@ class ClusterBatchSampler(Sampler[list[int]]):
         self.epoch += 1
         sizes = self.sizes[order]
         ends = sizes.cumsum()
-        slot = _slots(ends - 0.5 * sizes, int(ends[-1]), self.count)
-        first = np.searchsorted(slot, np.arange(self.count + 1))
-        for batch in range(self.rank, self.count, self.num_replicas):
+        slot = _slots(ends - 0.5 * sizes, int(ends[-1]), count)
+        first = np.searchsorted(slot, np.arange(count + 1))
+        for batch in range(rank, count, replicas):
             chosen = order[first[batch] : first[batch + 1]]
             yield torch.from_numpy(rows[_ranges(self.starts[chosen], self.sizes[chosen])])
 

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +77,18 @@ def test_processes_share_an_epoch(replicas):
         assert sorted(i for share in shares for batch in share for i in batch) == list(range(300))
 
 
+def test_processes_are_those_of_torch_when_left_out(monkeypatch):
+    codes = clusters(300, 50)
+    sampler = ClusterBatchSampler(codes, 32)  # made before there are processes
+    assert len(sampler) == 10
+    for rank in (0, 1, 2):
+        share = list(ClusterBatchSampler(codes, 32, num_replicas=3, rank=rank))
+        monkeypatch.setattr("openreml_nn.nn.sampler.processes", lambda own=rank: SimpleNamespace(rank=own, size=3))
+        sampler.set_epoch(0)
+        assert list(sampler) == share
+        assert len(sampler) == len(share)
+
+
 def test_no_batch_is_empty_where_clusters_are_as_large_as_batches():
     for sizes in ([280, 280, 280, 160], [10, 10, 10, 1], [1, 10, 10, 10], [10, 1, 10, 1, 10]):
         codes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
@@ -110,7 +123,9 @@ def test_batches_add_up_to_the_exact_likelihood():
     [({"codes": [0.5], "batch_size": 1}, "integer codes"), ({"codes": [], "batch_size": 1}, "integer codes"),
      ({"codes": [0], "batch_size": 0}, "batch_size of 1 or more"),
      ({"codes": [0], "batch_size": 1, "num_replicas": 2, "rank": 2}, "rank below"),
-     ({"codes": [0], "batch_size": 1, "num_replicas": 2}, "too few")],
+     ({"codes": [0], "batch_size": 1, "num_replicas": 2}, "or neither of"),
+     ({"codes": [0], "batch_size": 1, "rank": 0}, "or neither of"),
+     ({"codes": [0], "batch_size": 1, "num_replicas": 2, "rank": 1}, "too few")],
 )  # fmt: skip
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
