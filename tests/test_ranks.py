@@ -1,5 +1,8 @@
 """Fits on several processes: what a solver gives is what it gives on one, and all processes go the same way."""
 
+import errno
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,8 @@ import torch
 
 from openreml_nn import fit
 from openreml_nn.covariance import CovariancePropagation, DummyMatrix, ScalarMatrix, Sum
-from openreml_nn.solvers import ALONE, SOLVERS, ProcessGroup, Ranks, choose_solver, processes
+from openreml_nn.solvers import ALONE, SOLVERS, NotPositiveDefinite, ProcessGroup, Ranks, choose_solver, processes
+from openreml_nn.solvers.ranks import Alone
 
 EVALUATED = [
     "slopes blocks levels", "serial blocks levels", "slopes mixed_model_equations levels",
@@ -145,6 +149,44 @@ def test_which_solvers_share(solver: str) -> None:
     assert whole == (["g"] if solver in ("blocks", "mixed_model_equations") else None)
     assert choose_solver(V).solver.name == "spectral"
     assert choose_solver(V, share=True).solver.name == "mixed_model_equations"
+
+
+class Second(Alone):
+    """The first of two processes, where the second one has the error."""
+
+    size = 2
+
+    def objects(self, x: Any) -> list[Any]:
+        return [None, pickle.loads(pickle.dumps(x))]
+
+
+def agreed(error: Exception) -> Exception:
+    with pytest.raises(Exception, match="On process 2 of 2") as raised:
+        Second().agree(error)
+    return raised.value
+
+
+def test_an_error_of_another_process_is_the_same_kind_of_error() -> None:
+    """Its class and what is known of a file; a class that is defined in a function cannot be sent."""
+    denied = agreed(PermissionError(errno.EACCES, "Permission denied", Path("fits") / "a.csv"))
+    assert isinstance(denied, PermissionError)
+    assert (denied.errno, denied.filename) == (errno.EACCES, str(Path("fits") / "a.csv"))
+    assert denied.strerror == "Permission denied (On process 2 of 2.)"
+    assert str(agreed(OSError("No disk"))) == "No disk (On process 2 of 2.)"
+    key = agreed(KeyError("There is no column 'a'."))
+    assert (type(key), key.args) == (KeyError, ("There is no column 'a'. (On process 2 of 2.)",))
+    assert type(agreed(NotPositiveDefinite("At zero."))) is NotPositiveDefinite
+    assert type(agreed(UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"))) is UnicodeError
+
+    class Local(ValueError):
+        pass
+
+    class Strange(Exception):
+        pass
+
+    local, strange = agreed(Local("Not here.")), agreed(Strange("Not here."))
+    assert (type(local), str(local)) == (ValueError, "Not here. (On process 2 of 2.)")
+    assert (type(strange), str(strange)) == (RuntimeError, "Strange: Not here. (On process 2 of 2.)")
 
 
 def test_a_fit_of_one_process_takes_ranks() -> None:

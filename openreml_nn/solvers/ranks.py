@@ -8,11 +8,14 @@ that all processes hold ``shared`` where it goes into the rows of one, θ before
 whole on each process.
 """
 
+import os
 import pickle
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -116,17 +119,43 @@ class Ranks(ABC):
         Args:
             error: What went wrong on this process; None where nothing did.
         """
-        verdicts = self.objects(None if error is None else (type(error), str(error)))
+        verdicts = self.objects(None if error is None else _Told.of(error))
         failed = [(place, verdict) for place, verdict in enumerate(verdicts) if verdict is not None]
         if not failed:
             return
-        place, (kind, text) = failed[0]
-        where = "" if len(set(verdicts)) == 1 else f" (On process {place + 1} of {self.size}.)"
-        try:
-            told = kind(text + where)
-        except TypeError:  # an error that is made from more than a text
-            told = RuntimeError(f"{kind.__name__}: {text}{where}")
-        raise told from error
+        place, told = failed[0]
+        raise told.error("" if len(set(verdicts)) == 1 else f" (On process {place + 1} of {self.size}.)") from error
+
+
+class _Told(NamedTuple):
+    """An error as names and text: its class may be one that no other process has."""
+
+    kinds: tuple[tuple[str, str], ...]  # module and name of its class and of what that is derived from
+    text: str
+    of_system: tuple[int, str, str | None] | None  # number, text and file of an OSError
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Told":
+        derived = [kind for kind in type(error).__mro__ if issubclass(kind, Exception)]
+        kinds = tuple((kind.__module__, kind.__qualname__) for kind in derived)
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # which adds quotes
+        if not isinstance(error, OSError) or error.errno is None:
+            return cls(kinds, text, None)
+        file = error.filename
+        return cls(kinds, text, (error.errno, error.strerror or "", None if file is None else os.fsdecode(file)))
+
+    def error(self, where: str) -> Exception:
+        """The error with its place: of the first of its classes that is known here and is made from a text."""
+        for module, name in self.kinds:
+            kind = getattr(sys.modules.get(module), name, None)
+            if kind is None or kind is Exception:
+                continue
+            with suppress(Exception):
+                if self.of_system is not None:
+                    number, text, file = self.of_system
+                    return kind(number, text + where, *([] if file is None else [file]))
+                return kind(self.text + where)
+        return RuntimeError(f"{self.kinds[0][1].rpartition('.')[2]}: {self.text}{where}")
 
 
 class Alone(Ranks):
