@@ -14,7 +14,8 @@ alternating. The floor is the best linear unbiased prediction with f and all var
 Recipes: ``plain`` is 20 epochs of Adam on batches of 500 rows, the rate one cycle up to 0.02, no dropout; ``papers``
 that of the papers: rate 0.001, batches of 30, dropout of 0.25, until 10 epochs bring no better validation error. In
 both the weights of the epoch with the smallest validation error are kept, for every method. The variances are then
-fitted once by REML to all rows but the test rows.
+fitted once by REML to all rows but the test rows; with ``last layer`` the last layer of the same network is fitted
+again with them, its features being fixed and without dropout.
 
 Results are those of ``lmmnn_simulation.csv`` beside this file or of ``--results``. With ``--run`` they are appended
 as they come, and what is there is not run again. With other ``--rows`` the numbers of levels change in proportion.
@@ -113,21 +114,23 @@ def main() -> None:
             for job in jobs:
                 key = (name, str(job.setting), job.method, options.rows, options.epochs or 0, repetition)
                 if repetition < (options.repetitions or job.repetitions) and key not in done.index:
-                    append(options.results, key, compute(job, options.rows, options.epochs, repetition, name))
+                    for method, outcome in compute(job, options.rows, options.epochs, repetition).items():
+                        append(options.results, (*key[:2], method, *key[3:]), outcome)
         print_table(name, jobs, read(options.results), options.rows, options.epochs or 0)
 
 
-def compute(job: Job, rows: int, epochs: int | None, repetition: int, table: str) -> Outcome:
-    """One repetition of one cell."""
+def compute(job: Job, rows: int, epochs: int | None, repetition: int) -> dict[str, Outcome]:
+    """One repetition of one cell, by method."""
     setting = job.setting._replace(levels=tuple(max(2, q * rows // ROWS) for q in job.setting.levels))
     parts = train, validation, test = simulate(setting, rows, repetition)
     if job.method == "floor":
-        mse, variances = floor(setting, join(train, validation), test, refit=table != "two" and rows <= ROWS)
-        return Outcome(mse, variances=variances)
+        mse, variances = floor(setting, join(train, validation), test, refit=len(setting.levels) == 1)
+        return {"floor": Outcome(mse, variances=variances)}
     recipe = RECIPES[job.recipe]
     if epochs is not None:
         recipe = recipe._replace(epochs=epochs, steps=epochs)
-    return run(job.method, recipe, setting.effects, parts, repetition, job.blocks, job.refit)
+    last_layer = job.recipe == "papers"
+    return run(job.method, recipe, setting.effects, parts, repetition, job.blocks, job.refit, last_layer)
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def read(path: Path) -> pd.DataFrame:
 
 def print_table(name: str, jobs: list[Job], results: pd.DataFrame, rows: int, epochs: int) -> None:
     """Mean test errors beside the published ones, then the variances."""
-    methods = list(dict.fromkeys(job.method for job in jobs))
+    methods = [*dict.fromkeys(job.method for job in jobs), *(["last layer"] if name == "papers" else [])]
     theirs = ["ignore", "one-hot", "embedding", "lme4", "LMMNN"]
     print(f"\n{TITLES[name]}: mean test error (repetitions){'; published' * (name != 'modes')}\n")
     _line(["setting", *methods, *(f"{m} publ." for m in theirs)])

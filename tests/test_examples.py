@@ -54,7 +54,7 @@ def test_example(name: str) -> None:
         (["--tables", "one", "--only", "q=100 sigma2=10", "--methods", "one-hot", "embedding"], 2),
         (["--tables", "two", "--only", "True", "--methods", "embedding", "alternating"], 2),
         (["--tables", "longitudinal", "--only", "own", "--methods", "floor", "batch"], 4),
-        (["--tables", "papers", "--only", "q=1000 sigma2=10", "--methods", "batch"], 1),
+        (["--tables", "papers", "--only", "q=1000 sigma2=10", "--methods", "batch"], 2),
     ],
 )
 def test_lmmnn_simulation(options: list[str], rows: int, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
 HIDDEN = (100, 50, 25, 12)
 BASELINES = ("ignore", "one-hot", "embedding")
 OURS = ("batch", "exact", "features", "alternating")
+REFRESH = (0.25, 0.4, 0.55, 0.7, 0.8, 0.9)  # of a training, where ``alternating`` predicts the effects anew
 
 
 class Recipe(NamedTuple):
@@ -183,7 +184,7 @@ class Outcome:
         seconds: Process time of training and refit.
     """
 
-    mse: float
+    mse: float = float("nan")
     error_f: float = float("nan")
     variances: dict[str, float] = field(default_factory=dict)
     trained: dict[str, float] = field(default_factory=dict)
@@ -193,8 +194,8 @@ class Outcome:
 
 def run(
     method: str, recipe: Recipe, effects: Callable[[], dict[str, Effects]], rows: tuple[Rows, Rows, Rows], seed: int,
-    blocks: int = 1, refit: bool = True,
-) -> Outcome:  # fmt: skip
+    blocks: int = 1, refit: bool = True, last_layer: bool = False,
+) -> dict[str, Outcome]:  # fmt: skip
     """Train by one method, refit the variances by REML to all rows but the test rows, predict these.
 
     Args:
@@ -205,8 +206,13 @@ def run(
         seed: Seed of the network and of the order of the batches.
         blocks: Neighbouring levels of the first factor that a batch keeps together.
         refit: Whether to fit the variances, or else to keep those of the training.
+        last_layer: Whether also to fit the last layer anew by REML, together with the variances, the network before it
+            being fixed and without dropout; for methods whose network gives f.
+
+    Returns:
+        The outcome by the name of the method; that with a new last layer is the method ``last layer``.
     """
-    train, validation, test = rows
+    train, validation, _ = rows
     torch.manual_seed(seed)
     began = time.process_time()
     head = None
@@ -215,22 +221,34 @@ def run(
     levels = tuple(own.num_levels for own in effects().values())
     batches = _batches(method, recipe, train, seed, blocks)
     epochs = recipe.steps if method == "exact" else recipe.epochs
-    refresh = tuple(round(share * epochs) for share in (0.5, 0.65, 0.8, 0.9)) if method == "alternating" else ()
+    refresh = tuple(round(share * epochs) for share in REFRESH) if method == "alternating" else ()
     network = Network(train.x.shape[1], levels, method, recipe.dropout)
     module = Regression(network, recipe, epochs * len(batches), train, head, refresh)
     epochs = fit(module, batches, validation, epochs, every=20 if method == "exact" else 1)
-    known, outcome = join(train, validation), Outcome(float("nan"), epochs=epochs)
+    trained = {} if head is None else head.variance()
+    outcomes = {method: _finish(module, rows, refit)}
+    if last_layer:
+        network.last = nn.Identity()
+        module.head = MixedModelHead(effects(), mode="features")
+        outcomes["last layer"] = _finish(module, rows, refit=True)
+    for outcome in outcomes.values():
+        outcome.trained, outcome.epochs, outcome.seconds = trained, epochs, time.process_time() - began
+    return outcomes
+
+
+def _finish(module: Regression, rows: tuple[Rows, Rows, Rows], refit: bool) -> Outcome:
+    """Variances, effects and predictions of a trained network."""
+    known, test, head = join(rows[0], rows[1]), rows[2], module.head
+    outcome = Outcome()
     if head is not None:
-        outcome.trained = head.variance()
+        finish: Callable[..., Any] = head.refit if refit else head.condition
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X is rank deficient")  # features that are 0 everywhere
-            finish: Callable[..., Any] = head.refit if refit else head.condition
             finish(module.outputs(known), known.y, known.groups, variances=False)
         outcome.variances = head.variance() if refit else {}
         f = head.predict(module.outputs(test), _nobody(test), variances=False)[0] - test.f
         outcome.error_f = f.var().item()
     outcome.mse = (module.predictions(test) - test.y).square().mean().item()
-    outcome.seconds = time.process_time() - began
     return outcome
 
 
