@@ -112,12 +112,14 @@ class NeuralMatrix(Matrix):
     def _checked_features(self) -> Tensor:
         """The features; an error where they are not the same in training and evaluation, and at each call."""
         modes, seen = [(module, module.training) for module in self.network.modules()], []
-        for training in (True, True, False):
-            self.network.train(training)
-            with torch.no_grad():
-                seen.append(self.features())
-        for module, mode in modes:
-            module.training = mode
+        try:
+            for training in (True, True, False):
+                self.network.train(training)
+                with torch.no_grad():
+                    seen.append(self.features())
+        finally:
+            for module, mode in modes:
+                module.training = mode
         if not all(torch.allclose(seen[0], other) for other in seen[1:]):
             raise ValueError(
                 "`NeuralMatrix` needs a network that is a function of its inputs, and this one gives other features at "

@@ -277,6 +277,13 @@ def test_over_the_levels_of_a_term() -> None:
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_network_that_fails_is_left_in_its_mode() -> None:
+    net = nn.Linear(3, 2).double().eval()
+    with pytest.raises(RuntimeError):
+        NeuralMatrix([[0.0, 1.0]], net)
+    assert not net.training
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(4)])
 def test_a_network_that_is_no_function_of_its_inputs_is_refused(layer: nn.Module) -> None:
     net = nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 2)).double()
