@@ -19,8 +19,8 @@ from openreml_nn.data.shards import require_rows, sharing_text
 from openreml_nn.data.specification import named_terms
 from openreml_nn.data.terms import Term, TermLike
 from openreml_nn.solvers import ALONE, Choice, Ranks, Solver, choose_shared, choose_solver
-from openreml_nn.solvers.auto import TOO_MANY
-from openreml_nn.solvers.blocks import BlockSolver
+from openreml_nn.solvers.auto import costs_more
+from openreml_nn.solvers.blocks import BlockSolver, are_small
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
 
@@ -91,24 +91,30 @@ class SharedTable:
         table = ranks.together(lambda: RowGroups(self.table))
         require_same_columns(table, ranks)
         require_rows(table.n, ranks.size)
-        found = self._rows(table, solver, ranks) if ranks.size > 1 else None
-        if found is None:
-            model = ranks.together(lambda: MixedModel(table.path, *self.model, self.missing))
-            text = f"{ranks.size} processes; each has all {len(model.y)} rows" if ranks.size > 1 else ""
-            return Share(model, ALONE, text, choose_solver(model.V, solver))
-        rows, own = found
-        model = MixedModel.of_share(rows, *self.model, self.missing, own, ranks)
-        text = sharing_text(ranks.objects(len(model.y)), " and ".join(own) or "rows")
-        ranks = ranks.owning(own)
-        return Share(model, ranks, text, choose_shared(model.V, solver, ranks))
-
-    def _rows(self, table: RowGroups, solver: str | Solver, ranks: Ranks) -> tuple[pd.DataFrame, list[str]] | None:
-        """The rows of this process and the terms of which it has levels of its own; None for all rows."""
-        V, terms = self.outline.V, self.outline.correlated
         asked = solver if isinstance(solver, str) else solver.name
+        equations = MixedModelEquationsSolver()
+        able = asked in ("auto", equations.name) and equations.refusal(self.outline.V) is None
+        for by_equations in () if ranks.size == 1 else (True, False) if able else (False,):
+            found = self._rows(table, asked, ranks, by_equations)
+            if found is None:
+                continue
+            rows, own = found
+            model, sharing = MixedModel.of_share(rows, *self.model, self.missing, own, ranks), ranks.owning(own)
+            if by_equations and asked == "auto" and costs_more(model.V, sharing):
+                continue
+            text = sharing_text(ranks.objects(len(model.y)), " and ".join(own) or "rows")
+            return Share(model, sharing, text, choose_shared(model.V, solver, sharing))
+        model = ranks.together(lambda: MixedModel(table.path, *self.model, self.missing))
+        text = f"{ranks.size} processes; each has all {len(model.y)} rows" if ranks.size > 1 else ""
+        return Share(model, ALONE, text, choose_solver(model.V, solver))
+
+    def _rows(
+        self, table: RowGroups, asked: str, ranks: Ranks, by_equations: bool
+    ) -> tuple[pd.DataFrame, list[str]] | None:
+        """The rows of this process and the terms of which it has levels of its own, for the mixed-model equations or
+        for blocks; None where that solver was not asked for, or rows cannot be shared for it."""
+        V, terms = self.outline.V, self.outline.correlated
         separate = {name: own.groups.columns for name, own in terms.items() if own.separate and own.groups is not None}
-        equations, linking = MixedModelEquationsSolver(), BlockSolver().whole_terms(V)
-        by_equations = asked in ("auto", equations.name) and equations.refusal(V) is None
         if by_equations and not terms:
             return read_in_order(table, self.columns, ranks), []
         if not separate:
@@ -117,13 +123,14 @@ class SharedTable:
         sizes = {name: own.size for name, own in terms.items()}
         sizes |= {name: scan.count(name) * len(terms[name].effects) for name in separate}
         first = max(separate, key=lambda name: sizes[name])
-        if by_equations and (asked != "auto" or sum(sizes.values()) - sizes[first] <= TOO_MANY * table.n):
+        if by_equations:
             owners = scan.owners([first])
             return (read_in_order(table, self.columns, ranks), []) if owners is None else (
                 scan.read(owners, self.columns), [first])  # fmt: skip
+        linking = BlockSolver().whole_terms(V)
         if asked in ("auto", BlockSolver.name) and linking and set(linking) == set(separate):
             owners = scan.owners(linking)
-            if owners is not None and 2 * scan.largest_block(linking) <= table.n:
+            if owners is not None and are_small(scan.largest_block(linking), table.n):
                 return scan.read(owners, self.columns), linking
         return None
 

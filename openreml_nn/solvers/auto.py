@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from openreml_nn.covariance import Matrix
 from openreml_nn.solvers.base import Solver
 from openreml_nn.solvers.block_pattern import block_sizes
-from openreml_nn.solvers.blocks import BlockSolver
+from openreml_nn.solvers.blocks import BlockSolver, are_small
 from openreml_nn.solvers.dense import DenseSolver
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, Plan
-from openreml_nn.solvers.ranks import Ranks
+from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.spectral import SpectralSolver
 from openreml_nn.solvers.spectral_traits import SpectralTraitsSolver
 
@@ -47,13 +47,14 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = Fal
     ====================================== ======================= ============================= =====================
     a Z K Z' + b I, one kernel or Z dense  spectral                one reduction to a band       n
     Σ_g ⊗ K + Σ_e ⊗ I, t complete traits   spectral_traits         one eigendecomposition of K   n t³
-    Σ Z G Z' + σ² (I or known weights)     mixed_model_equations   cross-products of [Z X y]     q³, see below
+    Σ Z G Z' + σ² (I or known weights)     mixed_model_equations   cross-products of [Z X y]     q³ or less, below
     block diagonal by subject              blocks                  sorting                       Σ m³, equal blocks once
     anything                               dense                   –                             n³
     ====================================== ======================= ============================= =====================
 
-    q counts the effects of all terms but the largest. Where each meets few others, as in field trials, they cost much
-    less than q³; where they do not, and are more than n/2, the mixed-model equations are passed over.
+    q counts the effects of all terms but the largest. Where each meets few others, as in field trials, their system is
+    a chain of blocks and costs much less than q³. With q above n/2 the mixed-model equations are passed over if their
+    system, as it would be kept, costs more than (n/2)³. Several processes choose by the same rules.
 
     Args:
         V: Covariance of the observations.
@@ -65,8 +66,8 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = Fal
         ValueError: No solver has this name, or the one that was asked for cannot take V.
     """
     if solver == "auto":
-        kinds = (kind() for kind in SOLVERS.values())
-        fitting = (own for own in kinds if own.refusal(V) is None and not _passed_over(own, V))
+        kinds, by_effects = (kind() for kind in SOLVERS.values()), MixedModelEquationsSolver.name
+        fitting = (own for own in kinds if own.refusal(V) is None and not (own.name == by_effects and costs_more(V)))
         if not share:
             return _chosen(next(fitting), V)
         several = list(fitting)
@@ -94,15 +95,27 @@ def choose_shared(V: Matrix, solver: str | Solver, ranks: Ranks) -> Choice:
         return Choice(named, "it was asked for", V)
     equations, blocks = MixedModelEquationsSolver(), BlockSolver()
     n, in_blocks = ranks.count(V.shape[0]), blocks.whole_terms(V) is not None
-    if equations.refusal(V) is None and len(ranks.own) < 2 and Plan.of(V, ranks).size_of_rest <= TOO_MANY * n:
+    refused = any(ranks.objects(equations.refusal(V) is not None))
+    if not refused and len(ranks.own) < 2 and not costs_more(V, ranks):
         return _chosen(equations, V)
     largest = max(ranks.objects(int(block_sizes(V).max()) if in_blocks else 0))
-    if in_blocks and 2 * largest <= n:
+    if in_blocks and are_small(largest, n):
         return _chosen(blocks, V)
     raise ValueError(
         f"No solver shares the rows of this V between processes: the mixed-model equations need random terms and σ²I, "
         f"and blocks need small ones (here up to {largest} of {n} rows). Give each process all rows."
     )
+
+
+def costs_more(V: Matrix, ranks: Ranks = ALONE) -> bool:
+    """Whether the mixed-model equations are passed over: their system is large and does not fall into a chain.
+
+    Args:
+        V: Covariance of the observations, of this process where several share them; a V that the equations can take.
+        ranks: The processes that share the rows, which all find the same.
+    """
+    many = TOO_MANY * ranks.count(V.shape[0])
+    return Plan.of(V, ranks).size_of_rest > many and MixedModelEquationsSolver().layout(V, ranks).work > many**3
 
 
 def _solver_of(solver: str | Solver) -> Solver:
@@ -115,13 +128,6 @@ def _solver_of(solver: str | Solver) -> Solver:
 
 def _chosen(solver: Solver, V: Matrix) -> Choice:
     return Choice(solver, _REASONS[solver.name], V)
-
-
-def _passed_over(solver: Solver, V: Matrix) -> bool:
-    if not isinstance(solver, MixedModelEquationsSolver):
-        return False
-    many = TOO_MANY * V.shape[0]
-    return Plan.of(V).size_of_rest > many and solver.layout(V).work > many**3
 
 
 _REASONS = {

@@ -29,7 +29,7 @@ class BlockSolver(Solver):
         if isinstance(designs, str):
             return designs
         n, largest = V.shape[0], int(block_sizes(V).max())
-        if 2 * largest > n:
+        if not are_small(largest, n):
             names = " and ".join(repr(name) for name, _ in designs if name) or "V"
             return f"it needs blocks of rows that are small, and {names} correlate {largest} of {n} rows in one block."
         return None
@@ -52,6 +52,11 @@ class BlockSolver(Solver):
     ) -> "BlockProblem":
         fixed = prepare_fixed_effects(y, X, rank, ranks)
         return ranks.together(lambda: BlockProblem(V, fixed))
+
+
+def are_small(largest: int, n: int) -> bool:
+    """Whether it is worth while to take n rows apart into blocks of which the largest has so many."""
+    return 2 * largest <= n
 
 
 class BlockProblem(Problem):

@@ -220,13 +220,15 @@ def with_columns(
     return CrossProducts(products.first, of_F, products.coupling, products.rest, rest_F, FF)
 
 
-def layout_of(first: IncidenceMatrix | None, rest: list[Matrix], like: Tensor) -> Layout:
+def layout_of(
+    first: IncidenceMatrix | None, rest: list[Matrix], like: Tensor, ranks: Ranks = ALONE, own: bool = False
+) -> Layout:
     """How the rest of independent effects is kept; ``like`` has the dtype and the device of the data."""
     shape = _shape(first, rest)
     if not _are_codes(rest) or 0 in shape:
         return DenseLayout(shape[2])
     codes, _, x = _by_level(first, like, None)
-    return _sparse_or_dense(codes, x, _columns_of_rest(rest, like), shape, True, ALONE, False).layout
+    return _sparse_or_dense(codes, x, _columns_of_rest(rest, like), shape, True, ranks, own).layout
 
 
 def _shape(first: IncidenceMatrix | None, rest: list[Matrix]) -> tuple[int, int, int]:

@@ -62,10 +62,12 @@ class MixedModelEquationsSolver(Solver):
         L = 0 if plan.first is None else plan.first.num_levels
         return f"{self.layout(V).cost}, after {L} levels are eliminated one by one"
 
-    def layout(self, V: Matrix) -> Layout:
-        """How the system of the rest is kept."""
-        plan = Plan.of(V)
-        return layout_of(plan.first, plan.rest, V.theta) if plan.chain else DenseLayout(plan.size_of_rest)
+    def layout(self, V: Matrix, ranks: Ranks = ALONE) -> Layout:
+        """How the system of the rest is kept, by all processes alike."""
+        plan = Plan.of(V, ranks)
+        if not plan.chain:
+            return DenseLayout(plan.size_of_rest)
+        return layout_of(plan.first, plan.rest, V.theta, ranks, bool(ranks.own))
 
     def whole_terms(self, V: Matrix) -> list[str] | None:
         if self.refusal(V) is not None:
