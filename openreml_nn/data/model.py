@@ -331,7 +331,8 @@ class MixedModel:
 
     def __repr__(self) -> str:
         random = ", ".join(self.random) or "none"
-        return f"MixedModel({self.fixed!r}, random: {random}, residual: {', '.join(self.residual)}, n={len(self.y)})"
+        n = f"n={len(self.y)}" if hasattr(self, "y") else "without rows"  # as an outline has none
+        return f"MixedModel({self.fixed!r}, random: {random}, residual: {', '.join(self.residual)}, {n})"
 
 
 def _constant(name: str, value: float, n: int) -> str:

@@ -66,6 +66,7 @@ class MixedModelDataModule(L.LightningDataModule):
         self._moved: dict[int, tuple[Any, torch.device, Any]] = {}  # batches, and themselves on a device
         self.validation_rows: NewRowsBatch | None = None
         self.predict_rows: NewRowsBatch | None = None
+        self.batch: Batch | None = None
         self._shared = None
         if read == "share":
             if isinstance(table, pd.DataFrame):
@@ -153,13 +154,27 @@ class MixedModelDataModule(L.LightningDataModule):
         if self._limit is not None and self.trainer is not None:
             self.trainer.limit_val_batches, self._limit = self._limit, None
 
+    def _read_batch(self) -> Batch:
+        """The rows of this process.
+
+        Raises:
+            ValueError: They are not read yet.
+        """
+        if self.batch is None:
+            raise ValueError(
+                "With `read='share'` rows are read when the Trainer begins, and there are none yet. Give this data "
+                "module to a Trainer, or take `read='whole'`."
+            )
+        return self.batch
+
     def train_dataloader(self) -> OneBatch:
-        return OneBatch(self.batch)
+        return OneBatch(self._read_batch())
 
     def val_dataloader(self) -> OneBatch:
-        return OneBatch(self.batch if self.validation_rows is None else self.validation_rows)
+        return OneBatch(self._read_batch() if self.validation_rows is None else self.validation_rows)
 
     def predict_dataloader(self) -> OneBatch:
+        self._read_batch()
         if self.predict_rows is None:
             raise ValueError(
                 "`MixedModelDataModule` has nothing to predict. Give it a `predict_table`, on the command line "

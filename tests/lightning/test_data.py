@@ -22,6 +22,18 @@ def test_reads_at_once(data):
         MixedModelDataModule("john_alpha", "yield ~ repp")
 
 
+def test_rows_that_are_shared_are_read_when_the_trainer_begins(tmp_path, trainer):
+    read_table("sleepstudy").to_parquet(tmp_path / "s.parquet")
+    datamodule = MixedModelDataModule(tmp_path / "s.parquet", "Reaction ~ Days", ["Subject"], read="share")
+    assert "without rows" in repr(datamodule.model)
+    for loader in (datamodule.train_dataloader, datamodule.val_dataloader, datamodule.predict_dataloader):
+        with pytest.raises(ValueError, match="rows are read when the Trainer begins"):
+            loader()
+    trainer().fit(REMLModule(datamodule.covariance), datamodule)
+    assert len(datamodule.train_dataloader()) == 1
+    assert "n=180" in repr(datamodule.model)
+
+
 def test_validate_tells_loglik_and_score(data, trainer):
     module, datamodule, run = REMLModule(data().covariance), data(), trainer()
     run.fit(module, datamodule)
