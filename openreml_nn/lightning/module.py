@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.functional import gaussian_nll_loss
 from torch.optim import Optimizer
@@ -423,7 +424,25 @@ class REMLModule(L.LightningModule):
             "history": [vars(progress) for progress in self.history],
             "seconds": self._seconds,
             "data": self._digests or self._resumed.get("data"),
+            "optimizer": self._optimizer_name(),
         }
+
+    def _optimizer_name(self) -> str | None:
+        """Class of the optimizer of the Trainer's fit; None where there is no fit."""
+        optimizers = self._trainer.optimizers if self._trainer is not None else []
+        return type(getattr(optimizers[0], "optimizer", optimizers[0])).__name__ if optimizers else None
+
+    def _check_optimizer(self, before: str | None) -> None:
+        """Raise a ValueError where a fit is to go on by another optimizer, whose state is not in the checkpoint."""
+        trainer = self._trainer
+        if before is None or trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        now = type(self.configure_optimizers()).__name__
+        if now != before:
+            raise ValueError(
+                f"The checkpoint is of a fit by {before}, this one is by {now}. Go on with the same optimizer, or "
+                f"start a new fit without the checkpoint."
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._fitted = self._problem = self._evaluation = None
@@ -431,6 +450,7 @@ class REMLModule(L.LightningModule):
         before, names = self._resumed.get("parameters"), self.covariance.natural_names
         if before not in (None, names):
             raise ValueError(f"The checkpoint is of another model: it has the parameters {before}, this one {names}.")
+        self._check_optimizer(self._resumed.get("optimizer"))
         self.history = [Progress(**progress) for progress in self._resumed.get("history", [])]
         self._seconds = self._resumed.get("seconds", 0.0)
 

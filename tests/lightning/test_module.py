@@ -213,6 +213,16 @@ def test_resume_of_lbfgs_is_bit_identical(data, trainer, tmp_path):
     assert torch.equal(whole.covariance.theta, rest.covariance.theta)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+def test_a_fit_by_another_optimizer_does_not_go_on(data, trainer, tmp_path):
+    first = REMLModule(data().covariance, optimizer=functools.partial(torch.optim.Adam, lr=0.1))
+    keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    trainer(max_epochs=2, enable_checkpointing=True, callbacks=[keep]).fit(first, data())
+    for make, name in ((torch.optim.LBFGS, "LBFGS"), (None, "AverageInformation")):
+        with pytest.raises(ValueError, match=f"The checkpoint is of a fit by Adam, this one is by {name}"):
+            trainer().fit(REMLModule(data().covariance, optimizer=make), data(), ckpt_path=tmp_path / "last.ckpt")
+
+
 def test_checkpoint_loads_without_pickled_objects(data, trainer, tmp_path):
     module = REMLModule(data().covariance, objective="ML", start="data")
     keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
