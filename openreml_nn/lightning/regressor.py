@@ -1,5 +1,6 @@
 """A network with a `MixedModelHead` as a LightningModule: a shell around both, without mathematics."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -58,7 +59,7 @@ class MixedModelRegressor(L.LightningModule):
         ValueError: A batch is of another form, or predictions are asked of a checkpoint without random effects.
 
     Warns:
-        UserWarning: The best checkpoint is of an earlier step than the refit.
+        UserWarning: The best checkpoint is of an earlier step than the refit; the exact likelihood gets minibatches.
     """
 
     def __init__(
@@ -100,6 +101,12 @@ class MixedModelRegressor(L.LightningModule):
         return self.make_optimizer([{"params": list(self.network.parameters())}, own])
 
     def on_train_start(self) -> None:
+        if self.head.mode == "exact" and 1 < (batches := self.trainer.num_training_batches) < math.inf:
+            rank_zero_warn(
+                f"The exact likelihood wants all rows as one batch, and the loader gives {batches} batches: each is "
+                f"taken as if it were all rows, slowly. Give `DataLoader([(x, y, groups)], batch_size=None)`, or take "
+                f"a head of mode 'batch'."
+            )
         untouched = not any(bool(p.any()) for p in self.head.parameters())
         if self.trainer.global_step == 0 and (self.start == "data" or (self.start == "auto" and untouched)):
             _, y, groups = self._whole(self.trainer.train_dataloader, evaluate=False)  # type: ignore[arg-type]
@@ -249,7 +256,7 @@ def _parts(batch: Any) -> tuple[Any, Tensor, Any]:
         raise ValueError(
             f"Batches are (x, y, groups), got {_said(batch)}. Levels of several factors are one dictionary of codes."
         )
-    return tuple(batch)  # type: ignore[return-value]
+    return batch[0], batch[1], batch[2]
 
 
 def _said(batch: Any) -> str:

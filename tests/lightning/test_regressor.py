@@ -218,6 +218,11 @@ def test_best_checkpoint_of_an_earlier_epoch_stays(trainer, tmp_path):
     assert len(joined(trainer(callbacks=[]).predict(again, rows))[0]) == len(data)
 
 
+def test_exact_likelihood_of_minibatches_is_said(trainer):
+    with pytest.warns(UserWarning, match="wants all rows as one batch, and the loader gives 3 batches"):
+        trainer(max_epochs=1, callbacks=[]).fit(regressor(mode="exact"), loader(Visits()))
+
+
 def test_batches_of_another_form():
     data, module = Visits(20), regressor()
     with pytest.raises(ValueError, match=r"Batches are \(x, y, groups\), got 2 parts"):
