@@ -15,6 +15,7 @@ from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
+PATHS = ("auto", "levels", "equations", "dense")
 FEW_ROWS = 300  # below which a dense V is quicker than the mixed-model equations
 
 
@@ -65,7 +66,12 @@ def batch_deviance(
 
     Returns:
         The deviance without its constant, and the rank of X.
+
+    Raises:
+        ValueError: There is no such path.
     """
+    if path not in PATHS:
+        raise ValueError(f"`batch_deviance` has the paths {', '.join(map(repr, PATHS))}, got {path!r}.")
     if path in ("auto", "equations") and len(terms) > 1:
         parts = [local(term) for term in terms] if path == "equations" or len(r) >= FEW_ROWS else []
         if path == "equations" or _few(terms, parts, len(r)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openreml_nn.covariance import (
     IdentityMatrix,
@@ -21,6 +21,7 @@ from openreml_nn.covariance import (
     ScalarMatrix,
     UnstructuredMatrix,
 )
+from openreml_nn.nn.dtypes import KeepsDtype
 
 Entry = Tensor | tuple[Tensor, Tensor]
 """What a batch says of one factor: codes of shape (m,), or (codes, design) with a design of shape (m, s)."""
@@ -28,7 +29,7 @@ Entry = Tensor | tuple[Tensor, Tensor]
 INTERCEPT = "intercept"
 
 
-class Effects(nn.Module):
+class Effects(KeepsDtype):
     r"""Random effects b ~ N(0, G(θ)) of the levels of one factor, s effects for each of q levels.
 
     Args:
@@ -39,6 +40,9 @@ class Effects(nn.Module):
             independent, or one of size s · q with the level as the faster index, such as
             ``KroneckerProduct(UnstructuredMatrix(s), KnownMatrix(K))``. One variance, or an unstructured matrix over
             the effects, when left out.
+
+    As any module, effects that are given to several heads or layers are shared by them: one vocabulary and one set of
+    thetas. For thetas of its own each needs `Effects` of its own, with a covariance of its own.
 
     Attributes:
         G: Covariance of all effects, of size s · q; element (a · q + l) is effect a of level l.
@@ -141,11 +145,23 @@ class Effects(nn.Module):
 
         Returns:
             Codes, int64, and the design in float64, or None for intercepts alone.
+
+        Raises:
+            TypeError: Not tensors.
+            ValueError: Shapes or codes do not fit, or the design holds missing values.
         """
-        codes, design = given if isinstance(given, (tuple, list)) else (given, None)
-        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim != 1 or len(codes) != rows:
-            what = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+        parts = tuple(given) if isinstance(given, (tuple, list)) else (given, None)
+        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts if part is not None):
+            raise TypeError(
+                f"{name!r} needs a tensor of codes, or (codes, design), got {_said(given)}. Of labels make codes by "
+                f"`Effects.encode`."
+            )
+        codes, design = parts
+        if codes.is_floating_point() or codes.ndim != 1:
+            what = f"{codes.dtype} of shape {tuple(codes.shape)}"
             raise ValueError(f"{name!r} needs integer codes of shape ({rows},), one for each row, got {what}.")
+        if len(codes) != rows:
+            raise ValueError(f"{name!r} needs one code for each row, got {len(codes)} codes for {rows} rows.")
         if rows:
             low, high = torch.stack(torch.aminmax(codes)).tolist()
             if high >= self.num_levels or low < (-1 if unknown else 0):
@@ -165,11 +181,21 @@ class Effects(nn.Module):
             )
         if design.requires_grad:
             raise ValueError(f"{name!r} got a design that requires a gradient; it gets none here. Detach it.")
+        if not bool(torch.isfinite(design).all()):
+            raise ValueError(f"The design of {name!r} holds missing or infinite values. Leave such rows out.")
         return codes.long(), design.to(torch.float64)
 
     def incidence(self, codes: Tensor, design: Tensor | None) -> IncidenceMatrix:
         """Z of rows, shape (m, s · q); a row of zeros for the code −1."""
         return IncidenceMatrix(codes, self.level_names, design, self.effects)
+
+    def average_level(self) -> Tensor:
+        """Covariance of the effects of an average level, shape (s, s): what is known of one that is not in G."""
+        common = self.G.common_block(self.G.theta, self.num_levels)
+        if common is not None:
+            return common
+        place = torch.arange(self.G.shape[0], device=self.G.theta.device).reshape(-1, self.num_levels)
+        return self.G.entries(self.G.theta, place[:, None], place[None]).mean(2)
 
     # ---- thetas ------------------------------------------------------------------------------------------------------
 
@@ -197,6 +223,12 @@ class Effects(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_levels} levels, effects={self.effects}"
+
+
+def _said(given: Any) -> str:
+    if not isinstance(given, (tuple, list)):
+        return type(given).__name__
+    return f"{len(given)} parts" if len(given) != 2 else f"({', '.join(type(part).__name__ for part in given)})"
 
 
 def _texts(values: Iterable[Any]) -> list[str]:

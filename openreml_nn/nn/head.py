@@ -5,17 +5,18 @@ its gradient reaches the network and θ in one backward pass.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.covariance.matrix import _Box, _key
 from openreml_nn.fit import fit
 from openreml_nn.nn.batch import Term, batch_deviance, one_effect_loss, scalar_like
+from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.effects import Effects, Entry
 from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
@@ -30,7 +31,7 @@ MODES = ("batch", "exact", "features")
 RESIDUAL = "residual"
 
 
-class MixedModelHead(nn.Module):
+class MixedModelHead(KeepsDtype):
     r"""Loss and predictions of y ~ N(f, V(θ)), V = Σ Z G(θ) Z' + σ²I, for a network that gives f.
 
     ============== ============================= ==========================================================
@@ -80,6 +81,11 @@ class MixedModelHead(nn.Module):
             raise ValueError(
                 f"`MixedModelHead` needs a mode of {', '.join(map(repr, MODES))} and a method of 'REML' or 'ML', got "
                 f"{mode!r} and {method!r}."
+            )
+        if not isinstance(effects, Mapping):
+            raise TypeError(
+                f"`MixedModelHead` needs random effects by name, as {{'subject': Effects(6)}}, got "
+                f"{type(effects).__name__}."
             )
         if not effects:
             raise ValueError("`MixedModelHead` needs the random effects of at least one factor.")
@@ -137,6 +143,9 @@ class MixedModelHead(nn.Module):
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)
+        _require_pair(output, y)
+        if not m:
+            raise ValueError("`MixedModelHead` got a batch without rows.")
         if isinstance(groups, Rows) or self.mode == "exact":
             rows = groups if isinstance(groups, Rows) else self.rows(groups)
             deviance, p = rows.deviance(*self._against(output, y), restricted)
@@ -144,7 +153,6 @@ class MixedModelHead(nn.Module):
             terms = self._terms(groups, m)
             if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
                 _require_column("The output", output)
-                _require_pair(output, y)
                 return one_effect_loss(terms[0], self.residual, output, y)
             deviance, p = batch_deviance(terms, self.residual, *self._against(output, y), restricted)
         free = m - p if restricted else m
@@ -173,8 +181,8 @@ class MixedModelHead(nn.Module):
             y: Response of all rows, or of many, shape (n,) or (n, 1).
             groups: Their levels.
         """
+        _require_pair(y, y)
         V = self.covariance(groups)
-        _require_column("y", y)
         V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y.reshape(-1)))))
 
     def condition(self, output: Tensor, y: Tensor, groups: Groups | Rows, variances: bool = True) -> None:
@@ -190,9 +198,9 @@ class MixedModelHead(nn.Module):
         Raises:
             MemoryError: There are too many effects for their covariance.
         """
-        r, X = self._against(output.detach(), y)
+        r, X = self._all_rows(output, y)
         V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
-        self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
+        self.posterior = condition(V, r, X, self._new_levels(), variances)
 
     def predict(
         self, output: Tensor, groups: Groups, of: str = "observation", variances: bool = True
@@ -245,25 +253,16 @@ class MixedModelHead(nn.Module):
         Returns:
             The fit; the thetas of the head are its estimates afterwards.
         """
-        r, X = self._against(output.detach(), y)
+        r, X = self._all_rows(output, y)
         V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
         solver = groups.choice.solver if isinstance(groups, Rows) else self.solver
         names = ["(Intercept)", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
         given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options
         result = fit(V, r, X, **given)
-        self.posterior = condition(V, r, X, [self._new_level(own) for own in self.effects.values()], variances)
+        self.posterior = condition(V, r, X, self._new_levels(), variances)
         return result
 
     # ---- moving and saving -------------------------------------------------------------------------------------------
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixedModelHead":
-        """Move to devices, but stay in float64 whatever a network around is cast to."""
-
-        def keep(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Make room for what a conditioned head has saved, whose sizes are those of its data."""
@@ -299,9 +298,21 @@ class MixedModelHead(nn.Module):
         _require_pair(f, y)
         return y.reshape(-1) - f, X
 
+    def _all_rows(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y − f and X without history, both finite."""
+        r, X = self._against(output.detach(), y.detach() if isinstance(y, Tensor) else y)
+        for name, values in (("y", y), ("the output of the network", output)):
+            bad = int((~torch.isfinite(values.detach())).sum())
+            if bad:
+                raise ValueError(f"`MixedModelHead` got {bad} missing or infinite values in {name}.")
+        return r, X
+
     def _terms(self, groups: Groups, rows: int | None, *, unknown: bool = False) -> list[Term]:
         """The factors of a batch, checked, in the order of the head."""
-        given = groups if isinstance(groups, Mapping) else dict.fromkeys(self.names[:1], groups)
+        if len(self.names) > 1 and not isinstance(groups, Mapping):
+            kind = "one tensor" if isinstance(groups, Tensor) else type(groups).__name__
+            raise ValueError(f"`MixedModelHead` needs a dictionary with the levels of {self.names}, got {kind}.")
+        given = groups if isinstance(groups, Mapping) else dict.fromkeys(self.names, groups)
         if given.keys() != set(self.names):
             raise ValueError(f"`MixedModelHead` needs the levels of {self.names}, got those of {list(given)}.")
         if rows is None:
@@ -309,16 +320,10 @@ class MixedModelHead(nn.Module):
             rows = len(first[0] if isinstance(first, (tuple, list)) else first)
         return [Term(own, *own.entry(given[name], rows, name, unknown=unknown)) for name, own in self.effects.items()]
 
-    def _new_level(self, own: Effects) -> Tensor:
-        """Covariance of the effects of a level outside the vocabulary: that of an average one, shape (s, s)."""
+    def _new_levels(self) -> list[Tensor]:
+        """Covariance of the effects of a level outside the vocabulary of each factor: that of an average one."""
         with torch.no_grad():
-            theta, q, s = own.G.theta.to(torch.float64), own.num_levels, own.num_effects
-            S = own.G.common_block(theta, q)
-            if S is not None:
-                return S
-            at, effect = torch.arange(q, device=theta.device), torch.arange(s, device=theta.device) * q
-            rows = effect[:, None, None] + at
-            return own.G.entries(theta, rows.expand(s, s, q), rows.transpose(0, 1).expand(s, s, q)).mean(2)
+            return [own.average_level().to(torch.float64) for own in self.effects.values()]
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
@@ -336,6 +341,8 @@ def _require_column(name: str, values: Tensor) -> None:
 
 def _require_pair(output: Tensor, y: Tensor) -> None:
     """Raise a ValueError unless there is one y for each row of the output."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"`MixedModelHead` needs y as a tensor, got {type(y).__name__}. Take `torch.as_tensor(y)`.")
     _require_column("y", y)
     if len(y) != len(output):
-        raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(output)} and {len(y)}.")
+        raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(output)} outputs and {len(y)} y.")

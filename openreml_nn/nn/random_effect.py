@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from openreml_nn.nn.effects import Effects
-from openreml_nn.nn.variational import POSTERIORS, Prior, average_level
+from openreml_nn.nn.variational import POSTERIORS, Prior, cholesky
 
 
 class RandomEffect(nn.Module):
@@ -40,7 +40,7 @@ class RandomEffect(nn.Module):
 
     Raises:
         TypeError: ``effects`` is not `Effects`.
-        ValueError: There is no such posterior.
+        ValueError: There is no such posterior, or a variance of G is zero.
         NotPositiveDefinite: G has a singular kernel.
         MemoryError: A full posterior, or the precision of a kernel, does not fit.
 
@@ -67,6 +67,11 @@ class RandomEffect(nn.Module):
         self.effects = effects
         self.prior = Prior(effects.G, effects.num_levels)
         variances = effects.G.diagonal(effects.G.theta.detach())
+        if not bool((variances > 0).all()):
+            raise ValueError(
+                "`RandomEffect` starts its posterior at the variances of the prior, and a variance of G is zero. Start "
+                "it at a positive value."
+            )
         scale = variances.sqrt().reshape(effects.num_effects, effects.num_levels).mT.contiguous()
         self.posterior = POSTERIORS[posterior](scale.to(torch.get_default_dtype()))
 
@@ -168,4 +173,4 @@ class RandomEffect(nn.Module):
         """Cholesky factor of the prior of an average level, shape (s, s); None where all levels are known."""
         if not bool((codes < 0).any()):
             return None
-        return torch.linalg.cholesky(average_level(self.effects.G, self.effects.num_levels)).to(self.posterior.mean)
+        return cholesky(self.effects.average_level()).to(self.posterior.mean)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openreml_nn.covariance import KroneckerProduct, Matrix
+from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.spectral_form import scale_of, scaled
@@ -48,7 +49,7 @@ class LevelPrecision(Precision):
     """Of independent levels, by their blocks of G, shape (q, s, s), or (1, s, s) where all share one."""
 
     def __init__(self, G: Tensor, levels: int) -> None:
-        L = _cholesky(G)
+        L = cholesky(G)
         self._blocks = torch.cholesky_inverse(L)
         self.logdet_G = (levels // len(G)) * _logdet(L)
 
@@ -86,7 +87,7 @@ class KroneckerPrecision(Precision):
         return x.reshape(s, q, k).transpose(0, 1)
 
 
-class Prior(nn.Module):
+class Prior(KeepsDtype):
     """What the precision of a G needs and θ does not change: inverses of fixed factors, kept as buffers.
 
     Args:
@@ -113,7 +114,7 @@ class Prior(nn.Module):
             self._fixed.append(form is not None)
             if form is not None:
                 K = torch.eye(factor.shape[0], dtype=torch.float64) if form.K is None else form.K.to(torch.float64)
-                L = _cholesky(K)
+                L = cholesky(K)
                 self.register_buffer(f"inverse_{i}", torch.cholesky_inverse(L), persistent=False)
                 self.register_buffer(f"logdet_{i}", _logdet(L), persistent=False)
 
@@ -133,7 +134,7 @@ class Prior(nn.Module):
                 inverses.append(self.get_buffer(f"inverse_{i}").to(c) / c)
                 logdets.append(self.get_buffer(f"logdet_{i}").to(c) + factor.shape[0] * c.log())
             else:
-                L = _cholesky(factor.build(own))
+                L = cholesky(factor.build(own))
                 inverses.append(torch.cholesky_inverse(L))
                 logdets.append(_logdet(L))
         return KroneckerPrecision(inverses, logdets, self.levels)
@@ -143,22 +144,18 @@ class Prior(nn.Module):
         return G.level_blocks(G.theta, self.levels) if common is None else common[None]
 
 
-def average_level(G: Matrix, levels: int) -> Tensor:
-    """Covariance of the effects of an average level, shape (s, s): what is known of one that is not in G."""
-    common = G.common_block(G.theta, levels)
-    if common is not None:
-        return common
-    place = torch.arange(G.shape[0], device=G.theta.device).reshape(-1, levels)
-    return G.entries(G.theta, place[:, None], place[None]).mean(2)
-
-
 def _factors(G: Matrix) -> list[tuple[Matrix, Tensor]]:
     if isinstance(G, KroneckerProduct) and all(A.shape[0] == A.shape[1] for A in G.operand_list()):
         return G.parts(G.theta)
     return [(G, G.theta)]
 
 
-def _cholesky(G: Tensor) -> Tensor:
+def cholesky(G: Tensor) -> Tensor:
+    """Cholesky factor of a covariance of random effects, or of several.
+
+    Raises:
+        NotPositiveDefinite: There is none.
+    """
     L, failed = torch.linalg.cholesky_ex(G)
     if bool(failed.any()):
         raise NotPositiveDefinite(

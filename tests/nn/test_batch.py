@@ -45,6 +45,8 @@ def test_paths_agree(case, p, restricted):
         value, rank = batch_deviance(terms, head.residual, case.f, X, restricted, path)
         assert rank == p
         agree(value, expected, inputs)
+    with pytest.raises(ValueError, match="'auto', 'levels', 'equations', 'dense', got 'levls'"):
+        batch_deviance(terms, head.residual, case.f, X, restricted, "levls")
 
 
 def test_gradients_are_those_of_differences(make):

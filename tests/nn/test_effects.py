@@ -78,7 +78,8 @@ def test_entries():
 @pytest.mark.parametrize(
     ("effects", "given", "message"),
     [(["intercept"], torch.tensor([0.0, 1.0]), r"'a' needs integer codes of shape \(2,\).*float32"),
-     (["intercept"], torch.tensor([0]), r"shape \(2,\).*\(1,\)"), (["intercept"], [0, 1], "int"),
+     (["intercept"], torch.tensor([0]), "got 1 codes for 2 rows"),
+     (["i", "t"], (torch.tensor([0, 1]), torch.tensor([[1.0, float("nan")]] * 2)), "design of 'a' holds missing"),
      (["intercept"], torch.tensor([0, 3]), "codes from 0 to 2, got 3"),
      (["intercept"], torch.tensor([0, -1]), "got -1.*unknown level"),
      (["i", "t"], torch.tensor([0, 1]), r"needs \(codes, design\)"),
@@ -88,6 +89,23 @@ def test_entries():
 def test_refused_entries(effects, given, message):
     with pytest.raises(ValueError, match=message):
         Effects(3, effects).entry(given, 2, "a")
+
+
+@pytest.mark.parametrize(
+    ("given", "what"), [([0, 1], r"\(int, int\)"), (("u", "v", "u"), "3 parts"), (np.zeros(2, dtype=int), "ndarray")]
+)
+def test_entries_are_tensors(given, what):
+    with pytest.raises(TypeError, match=rf"or \(codes, design\), got {what}. Of labels .*`Effects.encode`"):
+        Effects(3).entry(given, 2, "a")
+
+
+@pytest.mark.parametrize("covariance", [None, UnstructuredMatrix(2), "kernel"])
+def test_average_level(covariance):
+    K = torch.tensor([[1.0, 0.5, 0.0], [0.5, 2.0, 0.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    given = KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(K)) if covariance == "kernel" else covariance
+    effects = Effects(3, ["i", "t"], given)
+    expected = torch.einsum("albl->abl", effects.G().reshape(2, 3, 2, 3)).mean(2)
+    torch.testing.assert_close(effects.average_level(), expected)
 
 
 def test_design_of_rows():

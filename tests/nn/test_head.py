@@ -285,7 +285,8 @@ def test_three_lines_in_a_module(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
-    [({"effects": {}}, ValueError, "at least one factor"), ({"effects": {"a": 3}}, TypeError, "`Effects` for 'a'"),
+    [({"effects": Effects(2)}, TypeError, r"by name, as \{'subject': Effects\(6\)\}, got Effects"),
+     ({"effects": {}}, ValueError, "at least one factor"), ({"effects": {"a": 3}}, TypeError, "`Effects` for 'a'"),
      ({"effects": {"residual": Effects(2)}}, ValueError, "other than 'residual'"),
      ({"effects": {"a/b": Effects(2)}}, ValueError, "without '/'"),
      ({"effects": {"a": Effects(2)}, "mode": "whole"}, ValueError, "mode of 'batch', 'exact', 'features'"),
@@ -303,15 +304,24 @@ def test_refused_batches():
     for output, response, groups, message in (
         (torch.ones(3, 2), y, whole, r"output must be of shape \(m,\) or \(m, 1\), got \(3, 2\)"),
         (y, torch.ones(3, 2), whole, "y must be of shape"),
-        (y, torch.ones(4), whole, "one output for each y, got 3 and 4"),
+        (y, torch.ones(4), whole, "one output for each y, got 3 outputs and 4 y"),
         (y, y, {"a": codes}, r"levels of \['a', 'b'\], got those of \['a'\]"),
-        (y, y, codes, r"levels of \['a', 'b'\]"),
+        (y, y, codes, r"needs a dictionary with the levels of \['a', 'b'\], got one tensor"),
+        (y[:2], y, whole, "got 2 outputs and 3 y"),
+        (y[:0], y[:0], {"a": codes[:0], "b": codes[:0]}, "a batch without rows"),
         (y, y, {"a": codes, "b": codes - 1}, "'b' has codes from 0 to 1, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             head(output, response, groups)
     with pytest.raises(ValueError, match="features of shape"):
         MixedModelHead({"a": Effects(2)}, mode="features")(y, y, codes)
+    for call in (head.condition, head.refit):
+        with pytest.raises(ValueError, match="got 3 missing or infinite values in the output of the network"):
+            call(y * torch.nan, y, whole)
+        with pytest.raises(ValueError, match="got 1 missing or infinite values in y"):
+            call(y, torch.tensor([1.0, 2.0, torch.inf]), whole)
+    with pytest.raises(TypeError, match="y as a tensor, got ndarray"):
+        head(y, y.numpy(), whole)
     head.condition(y, y - 1.5, whole)
     with pytest.raises(ValueError, match="'observation' or a 'mean'"):
         head.predict(y, whole, of="everything")

@@ -32,7 +32,7 @@ from openreml_nn.likelihood import blup, full_loglik, prediction_error_variance
 from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.random_effect import RandomEffect
 from openreml_nn.nn.variational import POSTERIORS
-from openreml_nn.solvers import random_terms
+from openreml_nn.solvers import NotPositiveDefinite, random_terms
 
 Q, SIGMA2 = 6, 0.5
 SLOPES = ["intercept", "x"]
@@ -393,7 +393,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     layer = RandomEffect(GAUSSIAN["slopes by kernel"](), "block").to(dtype)
     codes, z = torch.tensor([0, -1]), torch.ones(2, 2)
     assert layer(codes, z).dtype == layer.effects_of(codes).dtype == layer.moments(codes, z)[1].dtype == dtype
-    assert layer.kl().dtype == dtype
+    assert layer.kl().dtype == torch.float64
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
@@ -419,6 +419,12 @@ def test_errors() -> None:
         RandomEffect(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'mean_field', 'block', 'full', got 'diagonal'"):
         RandomEffect(Effects(3), "diagonal")
+    layer = RandomEffect(Effects(3))
+    nn.init.constant_(layer.effects.G.theta_parameters()[0], -math.inf)
+    with pytest.raises(ValueError, match="a variance of G is zero"):
+        RandomEffect(layer.effects)
+    with pytest.raises(NotPositiveDefinite, match="Is a variance zero"):
+        layer(torch.tensor([-1]))
     layer = RandomEffect(Effects(3, SLOPES, KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(3))))
     with pytest.raises(ValueError, match="codes from 0 to 2, got 3"):
         layer.effects_of(torch.tensor([3]))

@@ -19,7 +19,7 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.nn import variational
-from openreml_nn.nn.variational import POSTERIORS, Block, Full, GaussianPosterior, MeanField, Prior, average_level
+from openreml_nn.nn.variational import POSTERIORS, Block, Full, GaussianPosterior, MeanField, Prior
 from openreml_nn.solvers import NotPositiveDefinite
 
 Q = 4
@@ -151,8 +151,8 @@ def test_independent_levels_have_no_matrix_over_levels() -> None:
 def test_fixed_factors_are_inverted_once(prior: str, factors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     G, q, given = made(prior, "mean_field")
     sizes = []
-    cholesky = variational._cholesky
-    monkeypatch.setattr(variational, "_cholesky", lambda K: sizes.append(len(K)) or cholesky(K))
+    cholesky = variational.cholesky
+    monkeypatch.setattr(variational, "cholesky", lambda K: sizes.append(len(K)) or cholesky(K))
     q.kl(given.precision(G))
     assert len(sizes) == factors
 
@@ -166,17 +166,6 @@ def test_a_singular_kernel() -> None:
     M = torch.randn(Q, 2, dtype=torch.float64)
     with pytest.raises(NotPositiveDefinite, match="take the columns of W"):
         Prior(KnownMatrix(M @ M.mT), Q)
-
-
-# ---- an average level ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prior", PRIORS)
-def test_average_level(prior: str) -> None:
-    G, q, _ = made(prior, "mean_field")
-    s = q.mean.shape[1]
-    expected = torch.einsum("albl->abl", G().reshape(s, Q, s, Q)).mean(2)
-    torch.testing.assert_close(average_level(G, Q), expected)
 
 
 def test_mean_field_has_two_numbers_for_each_effect() -> None:
