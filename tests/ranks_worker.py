@@ -136,7 +136,7 @@ def fixed_effects(ranks: Ranks, rows: slice) -> dict[str, Any]:
     with torch.no_grad():
         all_columns = prepare_fixed_effects(y, X, ranks=ranks)
         return {
-            "kept": all_columns.kept, "n": all_columns.n, "variance": float(all_columns.residual_variance),
+            "kept": all_columns.kept, "n": all_columns.n, "variance": float(all_columns.residual_variance()),
             "beta": all_columns.ols.tolist(), "logdet": float(all_columns.logdet_RtR),
             "orthonormal": float((ranks.sum(all_columns.U.mT @ all_columns.U) - torch.eye(all_columns.p)).abs().max()),
             "e": torch.cat(ranks.gather(all_columns.e)).tolist(), "f": float(f),

@@ -61,7 +61,7 @@ def predict(
             if term.name in Z:
                 known.append((term, Z[term.name]))
                 part = Z[term.name].matmul(empty, blup(evaluation, term)[:, None])[:, 0]
-                mean = mean + (ranks.sum(part) if term.name in ranks.own else part)
+                mean = mean + ranks.sum_if_own(term.name, part)
             if term.name in (unseen or {}):
                 variance = variance + unseen[term.name].sandwich_diagonal(empty, term.G, term.G_params)  # type: ignore
         for rows in torch.arange(len(X), device=mean.device).split(columns_at_once(evaluation.problem.n)):
@@ -78,8 +78,7 @@ def _variance_by_effects(
     for term, new in known:
         z = new.entries(empty, rows[:, None], torch.arange(new.shape[1], device=rows.device)).mT
         Gz = term.G.matmul(term.G_params, z)
-        part = (z * Gz).sum(0)
-        own += ranks.sum(part) if term.name in ranks.own else part
+        own += ranks.sum_if_own(term.name, (z * Gz).sum(0))
         k += term.Z.matmul(term.Z_params, Gz)
     fixed = evaluation.problem.fixed
     XtVik = fixed.R.mT @ ranks.sum(fixed.U.mT @ evaluation.solve(k))

@@ -20,7 +20,7 @@ def data_start(problem: Problem) -> Tensor:
     Returns:
         Raw thetas, shape (k,).
     """
-    V, s2 = problem.V, float(problem.fixed.residual_variance)
+    V, s2 = problem.V, float(problem.fixed.residual_variance())
     theta = V.theta.detach().clone()
     fixed = torch.zeros(len(theta), dtype=torch.bool)
     fixed[V.no_grad_index] = True
@@ -59,7 +59,7 @@ def require_estimable(problem: Problem) -> None:
     outside = probe - U @ ranks.sum(U.mT @ probe)
     for term in doubtful:
         squares = problem.by_level(term, torch.cat([outside, probe], dim=1)).square().sum(0)
-        left, whole = (ranks.sum(squares) if term.name in ranks.own else squares).sqrt()
+        left, whole = ranks.sum_if_own(term.name, squares).sqrt()
         if bool(left <= INSIDE * whole):
             raise ConfoundedParameters(
                 f"The fixed effects take up the random term {term.name!r} whole, as if its factor were fixed too: the "

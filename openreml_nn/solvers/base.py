@@ -143,8 +143,7 @@ class Problem(ABC):
 
     def by_level(self, term: RandomTerm, rhs: Tensor) -> Tensor:
         """Z' ``rhs`` over the rows of all processes, for the levels of a random term that V has on this one."""
-        own = term.Z.rmatmul(term.Z_params, rhs)
-        return own if term.name in self.ranks.own else self.ranks.sum(own)
+        return self.ranks.sum_unless_own(term.name, term.Z.rmatmul(term.Z_params, rhs))
 
     @abstractmethod
     def evaluate(self, theta: Tensor | None = None) -> "Evaluation":

@@ -155,8 +155,7 @@ class BlockEvaluation(Evaluation):
             for group, chol, Q in parts:
                 level, value = _explained_in_group(group, Z.codes, ZG, chol, Q)
                 total.index_add_(0, level.clamp(min=0), value * (level >= 0)[:, None])
-        ranks, explained = self.problem.ranks, total.mT.reshape(-1)
-        return explained if term.name in ranks.own else ranks.sum(explained)
+        return self.problem.ranks.sum_unless_own(term.name, total.mT.reshape(-1))
 
     def _half(self, rhs: Tensor) -> Tensor:
         """L⁻¹ ``rhs``, from rows to the order of the groups."""

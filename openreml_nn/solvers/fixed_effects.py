@@ -59,9 +59,8 @@ class FixedEffects:
         """Rank of X."""
         return self.U.shape[1]
 
-    @property
     def residual_variance(self) -> Tensor:
-        """e'e / (n − p), the least-squares residual variance; a message where there are several processes."""
+        """e'e / (n − p), the least-squares residual variance; where there are several processes, all call this."""
         return self.ranks.sum(self.e.square().sum()) / max(self.n - self.p, 1)
 
     @property

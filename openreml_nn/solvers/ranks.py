@@ -80,6 +80,14 @@ class Ranks(ABC):
         """The sum over the processes; its gradient stays as it is."""
         return self.sums(x)[0]
 
+    def sum_if_own(self, name: str, x: Tensor) -> Tensor:
+        """What each process has of its levels of a random term, added up where these are its own."""
+        return self.sum(x) if name in self.own else x
+
+    def sum_unless_own(self, name: str, x: Tensor) -> Tensor:
+        """What each process has of its rows for the levels of a random term, added up where all have these levels."""
+        return x if name in self.own else self.sum(x)
+
     def count(self, number: int) -> int:
         """The sum of an integer over the processes."""
         return sum(self.objects(number))

@@ -45,7 +45,7 @@ def test_every_term_has_an_equal_share(name: str, scale: float) -> None:
     V.set_theta(torch.zeros(V.num_params, dtype=torch.float64))
     problem = REML(V).prepare(scale * Y)
     theta = data_start(problem)
-    s2 = float(problem.fixed.residual_variance)
+    s2 = float(problem.fixed.residual_variance())
     for part, own in V.parts(theta):
         assert float(part.diagonal(own).mean()) == pytest.approx(0.5 * s2)
     assert float(V.theta.detach().abs().max()) == 0.0  # nothing is written

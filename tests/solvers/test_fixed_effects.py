@@ -80,7 +80,7 @@ def test_centring() -> None:
     torch.testing.assert_close(fixed.ols, torch.linalg.lstsq(X, Y[:, None]).solution[:, 0])
     torch.testing.assert_close(X @ fixed.ols + fixed.e, Y)
     torch.testing.assert_close(fixed.logdet_RtR, torch.logdet(X.mT @ X))
-    assert float(fixed.residual_variance) == pytest.approx(float(fixed.e.square().sum()) / 17)
+    assert float(fixed.residual_variance()) == pytest.approx(float(fixed.e.square().sum()) / 17)
 
 
 @pytest.mark.parametrize("offset", [1e8, -1e12])
