@@ -30,7 +30,6 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.distributed import DistNetworkError
 
 from openreml_nn.lightning import (
     ConvergenceCallback,
@@ -43,6 +42,7 @@ from openreml_nn.lightning import (
     TensorBoardMonitor,
 )
 from openreml_nn.solvers import processes
+from openreml_nn.solvers.ranks import DistNetworkError
 
 # The parts of jsonargparse's messages
 _NO_TYPE = "Does not validate against any of the Union subtypes"
