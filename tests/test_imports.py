@@ -105,6 +105,20 @@ def test_only_the_shell_imports_lightning() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_messages_between_processes_have_one_place() -> None:
+    """``torch.distributed`` is imported, and named, in `solvers.ranks` only."""
+    wrong = []
+    for file in sources():
+        if module_name(file) == "solvers.ranks":
+            continue
+        named = {(line, name) for line, name in imported(file) if name.startswith("torch.distributed")}
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+                named.add((node.lineno, "torch.distributed"))
+        wrong += [f"{file.relative_to(ROOT)}:{line} takes {name}" for line, name in sorted(named)]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_shipped_checks_do_not_need_pytest() -> None:
     names = [(file, name) for file in sources() for _, name in imported(file)]
     assert not [file for file, name in names if name.split(".")[0] in {"pytest", "_pytest"}]
