@@ -18,8 +18,9 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures.incidence import IncidenceMatrix
-from openreml_nn.solvers.layouts import SPARSE_SHARE, DenseLayout, Layout, choose_layout
+from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.orders import MOST_REPEATED, choose_layout
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.sparse import by_rows, order_of, transposed, transposed_rows
 
@@ -161,7 +162,7 @@ def _one_layout(row: Tensor, column: Tensor, q: int, ranks: Ranks) -> Layout:
     """The layout for elements (row, column) of the rest, of all processes together."""
     if ranks.size == 1:
         return choose_layout(row, column, q)
-    if ranks.count(len(row)) > SPARSE_SHARE * q * q:
+    if ranks.count(len(row)) > MOST_REPEATED * q * q:
         return DenseLayout(q)
     places = torch.cat(ranks.gather((row * q + column).unique())).unique()
     return choose_layout(places // q, places % q, q)

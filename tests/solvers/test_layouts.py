@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openreml_nn.solvers.layouts import ChainLayout, DenseLayout, Layout, choose_layout
+from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
+from openreml_nn.solvers.layouts import DenseLayout, Layout
+from openreml_nn.solvers.orders import choose_layout
 
 generator = torch.Generator().manual_seed(11)
 
@@ -31,7 +33,25 @@ CASES = {  # size, reach, cut, width of a block
     "two blocks in three places": (12, 6, 12, 6),
     "three blocks": (17, 5, 17, 7),
     "a diagonal": (23, 0, 23, 4),
+    "a border": (30, 3, 30, 5),
+    "a border of parts": (38, 4, 9, 6),
 }
+BORDER = 4  # rows of the border, where there is one
+
+
+def bordered(size: int, row: Tensor, column: Tensor, order: Tensor, width: int) -> tuple[Tensor, Tensor, Layout]:
+    """More rows, which have elements in all columns, shuffled among the others."""
+    whole = size + BORDER
+    shuffled = torch.randperm(whole, generator=generator)
+    extra = torch.arange(size, whole)
+    i, j = (place.flatten() for place in torch.meshgrid(extra, torch.arange(whole), indexing="ij"))
+    row, column = torch.cat([row, i[j <= i]]), torch.cat([column, j[j <= i]])
+    among, place = shuffled[:size].sort()[0], torch.empty(size, dtype=torch.int64)
+    place[shuffled[:size].argsort()] = torch.arange(size)  # of each row of the chain in the order of A
+    layout = BorderedLayout(ChainLayout(place[order], width), shuffled[size:], whole)
+    assert torch.equal(layout.rows[:size], among)
+    row, column = shuffled[row], shuffled[column]
+    return torch.maximum(row, column), torch.minimum(row, column), layout
 
 
 @pytest.fixture(params=CASES)
@@ -39,11 +59,14 @@ def case(request: pytest.FixtureRequest) -> tuple[list[tuple[Layout, Tensor]], T
     """Layouts with one matrix given by its lower triangle, the matrix itself, and where its elements are."""
     size, reach, cut, width = CASES[request.param]
     row, column, order = band(size, reach, cut)
+    layout: Layout = ChainLayout(order, width)
+    if "border" in request.param:
+        row, column, layout = bordered(size, row, column, order, width)
     value, given = normal(len(row)), []
-    for layout in (DenseLayout(size), ChainLayout(order, width)):
-        A = torch.zeros(layout.length, dtype=torch.float64).index_add_(0, layout.place(row, column), value)
-        given.append((layout, A))
-    M = torch.zeros(size, size, dtype=torch.float64)
+    for own in (DenseLayout(layout.size), layout):
+        A = torch.zeros(own.length, dtype=torch.float64).index_add_(0, own.place(row, column), value)
+        given.append((own, A))
+    M = torch.zeros(layout.size, layout.size, dtype=torch.float64)
     M[row, column] = value
     return given, M + M.mT - torch.diag(M.diagonal()), (row, column)
 
@@ -112,9 +135,16 @@ def test_choice() -> None:
     assert chain.length < 1000**2 / 10
     assert "chain of T = 33 blocks of b = 32" in chain.cost
     hub = torch.cat([long, torch.arange(1000)]), torch.cat([other, torch.zeros(1000, dtype=torch.int64)])
-    assert isinstance(choose_layout(*hub, 1000), DenseLayout)
+    with_border = choose_layout(*hub, 1000)
+    assert isinstance(with_border, BorderedLayout)
+    assert with_border.rows[-1] == 0
+    assert "1000 effects, 1 of which meet many others" in with_border.cost
+    assert with_border.work < chain.work * 1.2
+    repeated = long.repeat(100), other.repeat(100)
+    assert choose_layout(*repeated, 1000).cost == chain.cost
+    assert isinstance(choose_layout(torch.arange(10**6) // 1000, torch.arange(10**6) % 1000, 1000), DenseLayout)
     few, other, _ = band(60, 2, 60)
     assert isinstance(choose_layout(few, other, 60), DenseLayout)
     assert "q = 60 effects" in choose_layout(few, other, 60).cost
-    many, other, _ = band(400, 60, 400)
+    many, other, _ = band(400, 130, 400)
     assert isinstance(choose_layout(many, other, 400), DenseLayout)

@@ -24,8 +24,8 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.covariance.transform import Transform, TransformScaleShift
 from openreml_nn.objectives import Objective
-from openreml_nn.solvers import NotPositiveDefinite, choose_solver, layouts
-from openreml_nn.solvers.layouts import ChainLayout
+from openreml_nn.solvers import NotPositiveDefinite, choose_solver, orders
+from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
 N = 420
@@ -40,7 +40,9 @@ plot = np.arange(N)
 GEN, BLOCK = plot // 2, (plot // 2 + 7 * (plot % 2)) % 140  # two plots of a genotype, in blocks 7 apart, around a ring
 TRIAL = plot // 42
 WITHIN = 14 * TRIAL + (plot % 42 // 3 + (plot % 3) * (plot % 42 // 14)) % 14  # trials that have nothing in common
-PUPIL, SCHOOL = plot, plot // 7 // 4
+GENOTYPE, REP = plot % 14, plot % 42 // 14  # the same 14 genotypes in all trials
+SCHOOL = plot // 28
+PLACE = 9 * TRIAL + 3 * REP + (GENOTYPE + 5 * REP) % 14 // 5
 X = torch.cat([torch.ones(N, 1, dtype=torch.float64), normal(N, 2)], dim=1)
 x, y = X[:, 1:2], normal(N) + 2.0
 
@@ -73,6 +75,13 @@ CASES: dict[str, dict[str, Matrix]] = {
     "weights": {"gen": simple(GEN), "block": simple(BLOCK)} | WEIGHTS,
     "slopes": {"block": simple(BLOCK), "gen": slopes(GEN)} | RESIDUAL,
     "two variances": {"gen": simple(GEN), "block": cells(BLOCK, plot % 2)} | RESIDUAL,
+    "genotypes in all trials": {
+        "gen:trial": simple(14 * TRIAL + GENOTYPE),
+        "gen": simple(GENOTYPE),
+        "trial": simple(TRIAL),
+        "block": simple(PLACE),
+    }
+    | RESIDUAL,
     "rows of no genotype": {"gen": CovariancePropagation(SOME, ScalarMatrix(205)), "block": simple(BLOCK)} | RESIDUAL,
 }
 
@@ -80,21 +89,23 @@ CASES: dict[str, dict[str, Matrix]] = {
 @pytest.fixture(autouse=True)
 def _short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains of blocks where a dense matrix would be as fast."""
-    monkeypatch.setattr(layouts, "CALLS", 0)
-    monkeypatch.setattr(layouts, "NARROWEST", 4)
+    monkeypatch.setattr(orders, "CALLS", 0)
+    monkeypatch.setattr(orders, "NARROWEST", 4)
 
 
 @pytest.mark.parametrize("objective", [REML, ML])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_dense(name: str, objective: type[Objective], same_as_dense: Callable[..., None]) -> None:
     V = Sum(CASES[name])
-    problem = MixedModelEquationsSolver().prepare(V, y, X)
-    assert isinstance(problem.products.layout, ChainLayout)
+    layout = MixedModelEquationsSolver().prepare(V, y, X).products.layout
+    assert isinstance(layout, (BorderedLayout, ChainLayout))
+    if name in ("a ring of blocks", "genotypes in all trials"):
+        assert isinstance(layout, BorderedLayout) == (name == "genotypes in all trials")
     theta = 0.5 * torch.randn(V.num_params, dtype=torch.float64)
     same_as_dense(V, theta, y, X, "mixed_model_equations", objective, tolerance=1e-10)
 
 
-@pytest.mark.parametrize("name", ["a ring of blocks", "classes in schools", "two variances"])
+@pytest.mark.parametrize("name", ["a ring of blocks", "classes in schools", "two variances", "genotypes in all trials"])
 @pytest.mark.parametrize("small", [-20.0, -500.0])
 def test_variances_of_zero(name: str, small: float, same_as_dense: Callable[..., None]) -> None:
     """One that is next to zero, and one that is zero to the last digit."""

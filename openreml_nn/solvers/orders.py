@@ -1,0 +1,73 @@
+"""Which layout costs least for elements in given places: dense, a chain of blocks, or a chain with a border."""
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
+
+from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
+from openreml_nn.solvers.layouts import DenseLayout, Layout
+
+NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic
+CALLS = 500_000  # multiplications in the time of the calls for one block
+SPARSE_SHARE = 0.25  # elements of the lower triangle, as a share of q², above which no order is looked for
+MANY, MOST_REPEATED = 0.05, 2.0  # the same with repetitions, between which they are counted once each
+
+
+def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
+    """The layout in which a factor and an inverse cost least; an order is found on the host, by SciPy.
+
+    Effects that meet more others than most do are tried in the border, those that meet the most first.
+
+    Args:
+        row: Rows of the elements of the lower triangle that may be other than zero; they may repeat.
+        column: Their columns.
+        size: q.
+    """
+    dense = DenseLayout(size)
+    if size**3 < 3 * CALLS or len(row) > MOST_REPEATED * size * size:
+        return dense
+    if len(row) > MANY * size * size:
+        row, column = _unique(row, column, size)
+        if len(row) > SPARSE_SHARE * size * size:
+            return dense
+    elements = np.ones(len(row), dtype=bool), (row.cpu().numpy(), column.cpu().numpy())
+    lower = csr_array(elements, shape=(size, size))
+    graph = (lower + lower.T).tocsr()
+    layouts: list[Layout] = [dense, _chain(graph, np.ones(size, dtype=bool), row.device)]
+    degrees = np.diff(graph.indptr)
+    bound = int(degrees.max()) // 2
+    while bound > np.median(degrees) and layouts[-1].length > 3 * NARROWEST * size:
+        layouts.append(_chain(graph, degrees <= bound, row.device))
+        bound //= 2
+    return min(layouts, key=_time)
+
+
+def _unique(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Each element once, by a mark at its place."""
+    places = row.to(torch.int64) * size + column
+    marks = torch.zeros(size * size, dtype=torch.bool, device=row.device).index_fill_(0, places, True)
+    found = marks.nonzero()[:, 0]
+    return found // size, found % size
+
+
+def _time(layout: Layout) -> float:
+    """In units of a multiplication."""
+    if isinstance(layout, BorderedLayout):
+        return layout.work + (layout.chain.count + 3) * CALLS
+    return layout.work + (layout.count if isinstance(layout, ChainLayout) else 0) * CALLS
+
+
+def _chain(graph: csr_array, inside: np.ndarray, device: torch.device) -> ChainLayout | BorderedLayout:
+    """A chain of the rows inside, in an order that brings their elements near the diagonal; the others are a border."""
+    kept = np.flatnonzero(inside)
+    part = graph if len(kept) == len(inside) else graph[kept][:, kept].tocsr()
+    order = reverse_cuthill_mckee(part, symmetric_mode=True).astype(np.int64)
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    reach = np.abs(position[part.indices] - np.repeat(position, np.diff(part.indptr))).max(initial=0)
+    chain = ChainLayout(torch.from_numpy(order).to(device), max(NARROWEST, int(reach)))
+    if len(kept) == len(inside):
+        return chain
+    return BorderedLayout(chain, torch.from_numpy(np.flatnonzero(~inside)).to(device), len(inside))
