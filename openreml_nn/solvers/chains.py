@@ -16,11 +16,16 @@ Sources: George & Liu (1981), Computer Solution of Large Sparse Positive Definit
 Fagan & Chin (1973), Proceedings of the 8th PICA Conference, 63-69.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
+from openreml_nn.solvers.band import one_thread
 from openreml_nn.solvers.layouts import DenseLayout, Factor, Layout, checked
 from openreml_nn.solvers.sparse import sparse_matrix
+
+WIDE = 128  # width of a block from which several threads are quicker than one
 
 
 class ChainLayout(Layout):
@@ -37,7 +42,7 @@ class ChainLayout(Layout):
 
     def __init__(self, order: Tensor, width: int) -> None:
         self.size, self.width = len(order), width
-        self.steps = -(-self.size // width) // 2
+        self.steps = max(1, -(-self.size // width) // 2)
         self.count = 2 * self.steps + 1
         self.length = (2 * self.count - 1) * width * width
         at = torch.arange(self.size, device=order.device)
@@ -48,6 +53,10 @@ class ChainLayout(Layout):
         self.block, self.inner = self.position // width, self.position % width
         self.rows = order[:1].repeat(self.count * width)  # a filling row copies another
         self.rows[self.position] = at
+
+    def threads(self) -> AbstractContextManager[None]:
+        """As many as pay."""
+        return one_thread() if self.width < WIDE else nullcontext()
 
     def blocks(self, A: Tensor) -> tuple[Tensor, Tensor]:
         """The blocks on the diagonal, shape (T, b, b), and those of each block with its next, shape (T − 1, b, b)."""
@@ -119,7 +128,8 @@ class ChainLayout(Layout):
         return A.new_zeros((self.size, self.size)).index_put_((row, column), value)
 
     def factor(self, A: Tensor) -> "ChainFactor":
-        return ChainFactor(self, A)
+        with self.threads():
+            return ChainFactor(self, A)
 
     @property
     def work(self) -> float:
@@ -158,26 +168,28 @@ class ChainFactor(Factor):
         return [*self.layout.by_step(parts[:-1]).unbind(), parts[-1:]]
 
     def solve(self, rhs: Tensor) -> Tensor:
-        parts = self.layout.split(rhs)
-        last, *steps, middle = self._steps(parts)
-        for this, U in zip(steps, self.U[:-1].mT.unbind(), strict=True):
-            last = this.baddbmm_(U, last, alpha=-1.0)
-        middle -= (self.U[-1].mT @ last).sum(0)
-        parts = self.X.mT @ (self.X @ parts)
-        *steps, middle = self._steps(parts)
-        following = middle.expand(2, -1, -1)
-        for this, U in zip(reversed(steps), reversed(self.U.unbind()), strict=True):
-            following = this.baddbmm_(U, following, alpha=-1.0)
-        return self.layout.join(parts)
+        with self.layout.threads():
+            parts = self.layout.split(rhs)
+            last, *steps, middle = self._steps(parts)
+            for this, U in zip(steps, self.U[:-1].mT.unbind(), strict=True):
+                last = this.baddbmm_(U, last, alpha=-1.0)
+            middle -= (self.U[-1].mT @ last).sum(0)
+            parts = self.X.mT @ (self.X @ parts)
+            *steps, middle = self._steps(parts)
+            following = middle.expand(2, -1, -1)
+            for this, U in zip(reversed(steps), reversed(self.U.unbind()), strict=True):
+                following = this.baddbmm_(U, following, alpha=-1.0)
+            return self.layout.join(parts)
 
     def inverse(self) -> Tensor:
-        own, beside = self.X.mT @ self.X, torch.empty_like(self.U)
-        *steps, middle = self._steps(own)
-        following = middle.expand(2, -1, -1)
-        for this, U, product in reversed([*zip(steps, self.U.unbind(), beside.unbind(), strict=True)]):
-            torch.bmm(U, following, out=product)
-            following = this.baddbmm_(product, U.mT)
-        return torch.cat([own, beside.neg_().flatten(0, 1)]).view(-1)
+        with self.layout.threads():
+            own, beside = self.X.mT @ self.X, torch.empty_like(self.U)
+            *steps, middle = self._steps(own)
+            following = middle.expand(2, -1, -1)
+            for this, U, product in reversed([*zip(steps, self.U.unbind(), beside.unbind(), strict=True)]):
+                torch.bmm(U, following, out=product)
+                following = this.baddbmm_(product, U.mT)
+            return torch.cat([own, beside.neg_().flatten(0, 1)]).view(-1)
 
     def dense_inverse(self) -> Tensor:
         return self.solve(torch.eye(self.layout.size, dtype=self.X.dtype, device=self.X.device))

@@ -33,6 +33,7 @@ CASES = {  # size, reach, cut, width of a block
     "two blocks in three places": (12, 6, 12, 6),
     "three blocks": (17, 5, 17, 7),
     "a diagonal": (23, 0, 23, 4),
+    "one block": (6, 3, 6, 8),
     "a border": (30, 3, 30, 5),
     "a border of parts": (38, 4, 9, 6),
 }
