@@ -1,6 +1,8 @@
 """The mixed-model equations where the rest is sparse, as in field trials: every quantity against the dense solver."""
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.covariance.transform import Transform, TransformScaleShift
+from openreml_nn.likelihood import average_information
 from openreml_nn.objectives import Objective
 from openreml_nn.solvers import NotPositiveDefinite, choose_solver, orders
 from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
@@ -127,6 +130,22 @@ def test_variances_on_their_own_scale(same_as_dense: Callable[..., None]) -> Non
         same_as_dense(V, theta, y, X, "mixed_model_equations", tolerance=1e-11)
     with pytest.raises(NotPositiveDefinite):
         MixedModelEquationsSolver().prepare(V, y, X).evaluate(torch.tensor([0.5, -0.1, 0.1], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["slopes", "genotypes in all trials"])
+def test_on_another_device(name: str, another_device: Callable[[], AbstractContextManager[torch.device]]) -> None:
+    def found(V: Matrix, y: Tensor, X: Tensor) -> list[Tensor]:
+        evaluation = MixedModelEquationsSolver().prepare(V, y, X).evaluate()
+        loglik = REML(V).loglik(evaluation)
+        score = torch.cat(torch.autograd.grad(loglik, V.theta_parameters()))
+        return [part.detach().cpu() for part in (loglik, score, average_information(evaluation), evaluation.Py)]
+
+    V = Sum(CASES[name])
+    here = found(V, y, X)
+    with another_device() as device:
+        there = found(copy.deepcopy(V).to(device), y.to(device), X.to(device))
+        for one, other in zip(there, here, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_choice() -> None:
