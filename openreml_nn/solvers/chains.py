@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openreml_nn.solvers.band import one_thread
 from openreml_nn.solvers.layouts import DenseLayout, Factor, Layout, checked
-from openreml_nn.solvers.sparse import sparse_matrix
+from openreml_nn.solvers.sparse import SparseMatrix, sparse_matrix
 
 WIDE = 128  # width of a block from which several threads are quicker than one
 
@@ -108,7 +108,7 @@ class ChainLayout(Layout):
         row, column = torch.cat([inside[0], this, other]), torch.cat([inside[1], other, this])
         return row, column, A.index_select(0, self.place(row, column))
 
-    def matrix(self, A: Tensor) -> Tensor:
+    def matrix(self, A: Tensor) -> SparseMatrix:
         return sparse_matrix(*self.elements(A), (self.size, self.size))
 
     def diagonal(self, A: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class BorderedLayout(Layout):
         chain, beside, own = self.split(A)
         return torch.cat([self.chain.whole(chain), beside.reshape(-1), self.own.whole(own)])
 
-    def matrix(self, A: Tensor) -> Tensor:
+    def matrix(self, A: Tensor) -> SparseMatrix:
         chain, beside, own = self.split(A)
         of_chain, of_border = self.rows[: self.chain.size], self.rows[self.chain.size :]
         row, column, value = self.chain.elements(chain)

@@ -22,7 +22,7 @@ from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.orders import MOST_REPEATED, choose_layout
 from openreml_nn.solvers.ranks import ALONE, Ranks
-from openreml_nn.solvers.sparse import by_rows, order_of, transposed, transposed_rows
+from openreml_nn.solvers.sparse import SparseMatrix, by_rows, order_of
 
 DENSE_SHARE = 0.15  # share of pairs of columns that meet in a level above which the coupling is kept dense
 FEW_ELEMENTS = 2**20  # 8 MiB
@@ -58,7 +58,7 @@ class CrossProducts:
         return self.coupling.layout
 
     @cached_property
-    def rest_matrix(self) -> Tensor:
+    def rest_matrix(self) -> Tensor | SparseMatrix:
         """B_T'R₀⁻¹B_T, shape (q, q), for products."""
         return self.layout.matrix(self.rest)
 
@@ -128,7 +128,7 @@ class SparseCoupling(Coupling):
         s, L, q = shape
         sizes = torch.bincount(level, minlength=L)
         self.C = by_rows(sizes.repeat(s), column.repeat(s), value.reshape(-1), (s * L, q))
-        self.C_transposed = transposed(self.C)
+        self.C_transposed = self.C.T
         right, counts = _pairs_below(sizes)
         places = column.to(torch.int32) if q * q < 2**31 else column
         row, other = places.repeat_interleave(counts), places.index_select(0, right)
@@ -140,7 +140,7 @@ class SparseCoupling(Coupling):
         place = place if s == 1 else place.repeat(s * s)
         self.to_levels = by_rows(of_levels, place, both[0] if s == 1 else torch.cat(both), size)
         of_places = by_rows(of_levels, place, once[0] if s == 1 else torch.cat(once), size)
-        self.to_places, self.filled = transposed_rows(of_places)
+        self.to_places, self.filled = of_places.filled_columns()
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from openreml_nn.solvers.sparse import SparseMatrix
+
 
 class Layout(ABC):
     """Base class: a symmetric matrix A of size q as a flat vector of its blocks that are not all zero.
@@ -33,7 +35,7 @@ class Layout(ABC):
         """A with the upper triangles of its diagonal blocks filled in from the lower ones."""
 
     @abstractmethod
-    def matrix(self, A: Tensor) -> Tensor:
+    def matrix(self, A: Tensor) -> Tensor | SparseMatrix:
         """A for products, shape (q, q), dense or sparse, for A whole."""
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """The mixed-model equations where the rest is sparse, as in field trials: every quantity against the dense solver."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -146,6 +147,14 @@ def test_on_another_device(name: str, another_device: Callable[[], AbstractConte
         there = found(copy.deepcopy(V).to(device), y.to(device), X.to(device))
         for one, other in zip(there, here, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_copies() -> None:
+    V = Sum(CASES["genotypes in all trials"])
+    problem = MixedModelEquationsSolver().prepare(V, y, X)
+    expected = problem.evaluate().logdet_V
+    for other in (copy.deepcopy(problem), pickle.loads(pickle.dumps(problem))):
+        assert torch.equal(other.evaluate().logdet_V, expected)
 
 
 def test_choice() -> None:
