@@ -257,7 +257,7 @@ class REMLModule(L.LightningModule):
 
     def _step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
         inner = getattr(optimizer, "optimizer", optimizer)
-        if not self.covariance.free_index:
+        if self.ended:  # nothing is free, or it goes on from the checkpoint of the last step
             optimizer_closure()
         elif isinstance(inner, AverageInformation):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

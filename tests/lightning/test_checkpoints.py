@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from openreml_nn.lightning import RandomState, REMLModule, ResultFiles, SafeCheckpointIO
+from openreml_nn.lightning import ConvergenceCallback, RandomState, REMLModule, ResultFiles, SafeCheckpointIO
 
 PLAIN = {"a": torch.arange(3), "b": "text"}
 
@@ -98,6 +98,17 @@ def test_random_numbers_go_on(data, trainer, tmp_path):
         torch.set_rng_state(state[0])
         np.random.set_state(state[1])
         random.setstate(state[2])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+def test_a_fit_that_was_killed_after_its_last_step_makes_no_other(data, trainer, tmp_path):
+    keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    whole, again = REMLModule(data().covariance), REMLModule(data().covariance)
+    trainer(enable_checkpointing=True, callbacks=[keep, ConvergenceCallback()]).fit(whole, data())
+    trainer().fit(again, data(), ckpt_path=tmp_path / "last.ckpt")
+    assert again.history == whole.history
+    assert torch.equal(again.covariance.theta, whole.covariance.theta)
+    assert again.result().n_iter == whole.result().n_iter
 
 
 class Interrupt(Callback):
