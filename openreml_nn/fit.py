@@ -74,15 +74,10 @@ def fit(
         ConfoundedParameters: The data cannot tell some variance parameters apart.
     """
     began = time.perf_counter()
-    kind = OBJECTIVES.get(str(method).upper())
-    if kind is None:
-        raise ValueError(f"`method` must be 'REML' or 'ML', got {method!r}.")
     if max_steps < 0:
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
     direction = direction or Average()
-    if direction.second_derivatives and solver == "auto":
-        solver = "dense" if ranks.size == 1 else "blocks"
-    objective = kind(V, solver, ranks)
+    objective = objective_of(method, V, solver, direction, ranks)
     say_conversion(y=y, X=X)
     y = y.detach() if isinstance(y, Tensor) else y  # only θ is moved
     X = X.detach() if isinstance(X, Tensor) else X
@@ -92,11 +87,44 @@ def fit(
     if objective.method == "REML":
         require_estimable(problem)
     V.set_theta(ranks.first(start_theta(problem, start)))
-    history: list[Progress] = []
-    if not V.free_index:
-        with torch.no_grad():
-            evaluation = problem.evaluate(V.theta.detach())
-        return build_result(objective, evaluation, history, names, time.perf_counter() - began)
+    evaluation, history, information = maximise(objective, problem, direction, control, tolerance, max_steps)
+    result = build_result(objective, evaluation, history, names, time.perf_counter() - began, information)
+    if history and not result.converged and ranks.rank == 0:
+        warnings.warn(f"The fit did not converge: {result.reason}.", stacklevel=2)
+    return result
+
+
+def objective_of(method: str, V: Matrix, solver: str | Solver, direction: Direction, ranks: Ranks) -> Objective:
+    """The objective of a method, with a solver that gives the derivatives that the direction needs.
+
+    Raises:
+        ValueError: The method is neither REML nor ML, or the solver cannot take V.
+    """
+    kind = OBJECTIVES.get(str(method).upper())
+    if kind is None:
+        raise ValueError(f"`method` must be 'REML' or 'ML', got {method!r}.")
+    if direction.second_derivatives and solver == "auto":
+        solver = "dense" if ranks.size == 1 else "blocks"
+    return kind(V, solver, ranks)
+
+
+def maximise(
+    objective: Objective,
+    problem: Problem,
+    direction: Direction,
+    control: StepControl | None,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Evaluation, list[Progress], np.ndarray | None]:
+    """Move the thetas of V, from where they are, to a maximum of ℓ or for a number of steps.
+
+    Arguments are those of `fit`.
+
+    Returns:
+        (the evaluation at the last thetas, progress after each step, average information of the free thetas there
+        where the steps have made it); no step is made where all thetas are fixed.
+    """
+    V, ranks, history = problem.V, problem.ranks, list[Progress]()
     current: list[Evaluation] = []  # the last evaluation, freed before the next is made
 
     def closure() -> Tensor:
@@ -108,27 +136,23 @@ def fit(
         ranks.same_gradients(V.theta_parameters())
         return loss
 
-    optimizer = AverageInformation(
-        V.theta_parameters(),
-        information=lambda: ranks.first(direction.information(objective, current[0])),
-        geometry=lambda: Geometry.of(V),
-        control=control,
-        tolerance=tolerance,
-    )
-    for _ in range(max_steps):
-        optimizer.step(closure)
-        history.append(optimizer.progress)
-        if history[-1].done:
-            break
-    if not current or not torch.equal(current[0].theta, V.theta):  # the last trial was rejected
+    if V.free_index:
+        optimizer = AverageInformation(
+            V.theta_parameters(),
+            information=lambda: ranks.first(direction.information(objective, current[0])),
+            geometry=lambda: Geometry.of(V),
+            control=control,
+            tolerance=tolerance,
+        )
+        while len(history) < max_steps and not (history and history[-1].done):
+            optimizer.step(closure)
+            history.append(optimizer.progress)
+    if not current or not torch.equal(current[0].theta, V.theta):  # no step, or the last trial was rejected
         current.clear()
         with torch.no_grad():
             current.append(problem.evaluate(V.theta.detach()))
     known = optimizer.information if history and isinstance(direction, Average) else None
-    result = build_result(objective, current.pop(), history, names, time.perf_counter() - began, known)
-    if history and not result.converged and ranks.rank == 0:
-        warnings.warn(f"The fit did not converge: {result.reason}.", stacklevel=2)
-    return result
+    return current.pop(), history, known
 
 
 def say_conversion(**given: Tensor | None) -> None:
