@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from openreml_nn.nn.effects import Effects
-from openreml_nn.nn.variational import POSTERIORS, Prior, cholesky
+from openreml_nn.nn.prior import Prior, cholesky
+from openreml_nn.nn.variational import POSTERIORS
 
 
 class RandomEffect(nn.Module):

@@ -18,9 +18,8 @@ from openreml_nn.covariance import (
     ScalarMatrix,
     UnstructuredMatrix,
 )
-from openreml_nn.nn import variational
-from openreml_nn.nn.variational import POSTERIORS, Block, Full, GaussianPosterior, MeanField, Prior
-from openreml_nn.solvers import NotPositiveDefinite
+from openreml_nn.nn.prior import Prior
+from openreml_nn.nn.variational import POSTERIORS, Block, Full, GaussianPosterior, MeanField
 
 Q = 4
 
@@ -147,25 +146,9 @@ def test_independent_levels_have_no_matrix_over_levels() -> None:
     assert q.mean.grad is not None
 
 
-@pytest.mark.parametrize(("prior", "factors"), [("kernel", 0), ("slopes by kernel", 1), ("AR(1) over levels", 1)])
-def test_fixed_factors_are_inverted_once(prior: str, factors: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    G, q, given = made(prior, "mean_field")
-    sizes = []
-    cholesky = variational.cholesky
-    monkeypatch.setattr(variational, "cholesky", lambda K: sizes.append(len(K)) or cholesky(K))
-    q.kl(given.precision(G))
-    assert len(sizes) == factors
-
-
 def test_a_full_posterior_that_does_not_fit() -> None:
     with pytest.raises(MemoryError, match=r"full posterior of 1000000 effects .* Take posterior='block'"):
         Full(torch.ones(1_000_000, 1))
-
-
-def test_a_singular_kernel() -> None:
-    M = torch.randn(Q, 2, dtype=torch.float64)
-    with pytest.raises(NotPositiveDefinite, match="take the columns of W"):
-        Prior(KnownMatrix(M @ M.mT), Q)
 
 
 def test_mean_field_has_two_numbers_for_each_effect() -> None:
