@@ -13,7 +13,7 @@ ROOT = Path(next(iter(openreml_nn.__path__)))
 # Lowest first. A module may import from its own layer and from those below it.
 LAYERS = (
     ("covariance.transform",),
-    ("covariance.levels",),
+    ("covariance.levels", "covariance.holder"),
     ("covariance.matrix",),
     ("covariance.structures",),
     ("covariance.operators",),

@@ -14,22 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openreml_nn.covariance.holder import Holder, registered_name
 from openreml_nn.covariance.transform import Transform
 
 Params = Tensor | Mapping[str, Tensor]
-
-
-class _Box(nn.Module):
-    """A module that only holds things, so that no name of a parameter or operand meets a method of `Matrix`."""
-
-
-_RESERVED = frozenset(dir(nn.Module())) | {"training"}
-
-
-def _key(name: str) -> str:
-    """The name under which a parameter or operand is registered: readable, one-to-one, acceptable to ``nn.Module``."""
-    key = name.replace("%", "%25").replace(".", "%2E")
-    return key + "_" if key in _RESERVED or key.endswith("_") else key
+_Box, _key = Holder, registered_name  # their former names
 
 
 class Matrix(nn.Module, ABC):
@@ -71,7 +60,7 @@ class Matrix(nn.Module, ABC):
         self.register_buffer("_order", order, persistent=False)
         self.register_buffer("_back", None if order is None else torch.argsort(order), persistent=False)
         self._grad_mode = "default"
-        self.raw = _Box()
+        self.raw = Holder()
         self._register_parameters(start)
         self.reset_intermediates()
         if no_grad_index:
@@ -183,7 +172,7 @@ class Matrix(nn.Module, ABC):
         Raises:
             ValueError: A value is outside its domain.
         """
-        inverses = (x if t is None else t.inverse(x) for t, x in zip(self._transforms(), values, strict=True))
+        inverses = (x if t is None else t.inverse(x) for t, x in zip(self.param_transforms, values, strict=True))
         return torch.stack(list(inverses)) if self.num_params else values
 
     @property
@@ -194,7 +183,7 @@ class Matrix(nn.Module, ABC):
         matrix has no scale. By default a parameter whose transform has the image (0, ∞) counts as a variance and every
         other one as free of scale.
         """
-        return [1.0 if t is not None and t.image == (0.0, math.inf) else 0.0 for t in self._transforms()]
+        return [1.0 if t is not None and t.image == (0.0, math.inf) else 0.0 for t in self.param_transforms]
 
     @property
     def mirrors(self) -> dict[int, list[int]]:
@@ -208,7 +197,7 @@ class Matrix(nn.Module, ABC):
     def rescale(self, params: Tensor, factor: float) -> Tensor:
         """Raw thetas at which the matrix is ``factor`` times the one at ``params``; ``params`` if it has no scale."""
         out = params.detach().clone()
-        for i, (t, power) in enumerate(zip(self._transforms(), self.scale_powers, strict=True)):
+        for i, (t, power) in enumerate(zip(self.param_transforms, self.scale_powers, strict=True)):
             if power:
                 x = params[i].detach()
                 out[i] = x * factor**power if t is None else t.inverse(t.forward(x) * factor**power)
@@ -224,7 +213,7 @@ class Matrix(nn.Module, ABC):
 
     def theta_parameters(self) -> list[nn.Parameter]:
         """The ``nn.Parameter`` of each theta, in the order of ``param_names``."""
-        return [p for p in self.raw._parameters.values() if p is not None]
+        return list(self.raw)
 
     def set_theta(self, values: Params) -> None:
         """Write raw thetas (a flat tensor or a dictionary by name) into the module."""
@@ -373,7 +362,9 @@ class Matrix(nn.Module, ABC):
         parts = torch.cat([apply(t, piece) for (t, _), piece in zip(self._groups, pieces, strict=True)])
         return parts if self._back is None else parts[self._back]
 
-    def _transforms(self) -> list[Transform | None]:
+    @property
+    def param_transforms(self) -> list[Transform | None]:
+        """The transform of each parameter, in the order of ``param_names``; None for one without."""
         if not self._trans:
             return [None] * self.num_params
         return [*self._trans] * self.num_params if len(self._trans) == 1 else [*self._trans]
@@ -484,7 +475,7 @@ class Matrix(nn.Module, ABC):
 
     def _register_parameters(self, start: Any) -> None:
         for name, value in zip(self._param_names, self._start_theta(start), strict=True):
-            self.raw.register_parameter(_key(name), nn.Parameter(value.reshape(1)))
+            self.raw[name] = nn.Parameter(value.reshape(1))
 
     def _start_theta(self, start: Any) -> Tensor:
         """Raw thetas of natural start values; 0 where none is given."""
@@ -496,7 +487,7 @@ class Matrix(nn.Module, ABC):
             if len(values) != self.num_params:
                 raise ValueError(f"`{self._name}` needs {self.num_params} start values, got {len(values)}.")
             start = dict(zip(self._param_names, values, strict=True))
-        transforms = self._transforms()
+        transforms = self.param_transforms
         for name, value in start.items():
             if name not in self._param_names:
                 raise ValueError(f"`{self._name}` got a start for {name!r}; its parameters are {self._param_names}.")

@@ -204,7 +204,7 @@ def hold_scale(matrix: Matrix) -> None:
     if any(powers[i] for i in fixed):
         return
     index = next(i for i, power in enumerate(powers) if power)
-    transform = matrix._transforms()[index]
+    transform = matrix.param_transforms[index]
     one = torch.ones((), dtype=torch.float64)
     theta = matrix.theta.detach().clone()
     theta[index] = one if transform is None else transform.inverse(one)

@@ -54,7 +54,7 @@ class Geometry:
                 mirrors[index[i], [index[j] for j in column]] = True
                 if set(index) <= set(free):
                     cells[:, [index[i], *(index[j] for j in column)]] = _column(index[0], a, len(column) + 1)
-            for i, t in zip(index, leaf._transforms(), strict=True):
+            for i, t in zip(index, leaf.param_transforms, strict=True):
                 ends[i] = ends[i] if t is None else t.image
             powers = {i: power for i, power in zip(index, leaf.scale_powers, strict=True)
                       if power and ends[i] == (-math.inf, math.inf)}  # fmt: skip

@@ -247,7 +247,7 @@ def _by_level(first: IncidenceMatrix | None, like: Tensor, weight: Tensor | None
     if first is None:
         return like.new_zeros(0, dtype=torch.int64), like.new_zeros((0, 1)), like.new_zeros((0, 1))
     x = first.effect_values(like)
-    return first._column(0), x, x if weight is None else weight[:, None] * x
+    return first.columns(0), x, x if weight is None else weight[:, None] * x
 
 
 def _pairs_below(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,7 +283,7 @@ def _columns_of_rest(rest: list[Matrix], F: Tensor) -> list[Column]:
     for Z in rest:
         if isinstance(Z, IncidenceMatrix):
             values = Z.effect_values(F)
-            pairs += [(offset + Z._column(a), values[:, a]) for a in range(values.shape[1])]
+            pairs += [(offset + Z.columns(a), values[:, a]) for a in range(values.shape[1])]
         offset += Z.shape[1]
     return pairs
 

@@ -60,7 +60,7 @@ class Law:
 
 def domains(matrix: Matrix) -> list[tuple[float, float]]:
     """The raw values that each parameter may take."""
-    return [(-math.inf, math.inf) if t is None else t.domain for t in matrix._transforms()]
+    return [(-math.inf, math.inf) if t is None else t.domain for t in matrix.param_transforms]
 
 
 def require(condition: bool, broken: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openreml_nn.covariance.matrix import Matrix, _Box, _key
+from openreml_nn.covariance.holder import Holder
+from openreml_nn.covariance.matrix import Matrix
 from openreml_nn.covariance.structures.simple import SimpleMatrix
 from openreml_nn.covariance.transform import Transform, TransformIdentity
 
@@ -36,10 +37,9 @@ class Operator(Matrix):
         matrices = list(given.values())
         names, trans, self._index = _layout(given)
         super().__init__(self._shape_of(matrices), names, trans)
-        self.operands = _Box()
-        self._keys = {name: _key(name) for name in given}
+        self.operands, self._operand_names = Holder(), list(given)
         for name, matrix in given.items():
-            self.operands.add_module(self._keys[name], matrix)
+            self.operands[name] = matrix
         self._pieces = _pieces(self._index, len(names))
         self._leaves = _leaves_of(given, self._index)
 
@@ -53,15 +53,15 @@ class Operator(Matrix):
     @property
     def operand_names(self) -> list[str]:
         """Names of the operands, in order."""
-        return list(self._keys)
+        return list(self._operand_names)
 
     def operand(self, name: str) -> Matrix:
         """The operand of this name."""
-        return self.operands._modules[self._keys[name]]  # type: ignore[return-value]
+        return self.operands[name]
 
     def operand_list(self) -> list[Matrix]:
         """The operands, in order."""
-        return list(self.operands._modules.values())  # type: ignore[arg-type]
+        return list(self.operands)
 
     def split(self, params: Tensor) -> list[Tensor]:
         """The parameters of each operand, in its own order."""
@@ -170,7 +170,7 @@ def _layout(given: dict[str, Matrix]) -> tuple[list[str], list[Transform], list[
     trans: list[Transform] = []
     index: list[list[int]] = []
     for name, matrix in given.items():
-        transforms = matrix._transforms()
+        transforms = matrix.param_transforms
         index.append([])
         for i, p in enumerate(matrix.theta_parameters()):
             if id(p) not in place:

@@ -31,7 +31,7 @@ class CellMatrix(IncidenceMatrix):
             raise ValueError(f"`CellMatrix` needs the effect of each of {n} rows, got shape {tuple(cells.shape)}.")
         if bool(((cells < 0) | (cells >= len(effects))).any()):
             raise ValueError(f"`CellMatrix` needs indices from 0 to {len(effects) - 1} for its effects.")
-        super().__init__(dummy.codes.clone(), dummy._labels, None, effects)
+        super().__init__(dummy.codes.clone(), dummy.labels, None, effects)
         self.register_buffer("cells", cells, persistent=False)
 
     def _value(self, effect: int, like: Tensor) -> Tensor:

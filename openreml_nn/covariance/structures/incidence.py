@@ -35,7 +35,7 @@ class IncidenceMatrix(Matrix):
 
     def __init__(self, codes: Tensor, levels: Sequence[Any], values: Tensor | None, effects: Sequence[str]) -> None:
         super().__init__((len(codes), len(levels) * len(effects)), [])
-        self._labels, self.effects = list(levels), list(effects)
+        self.labels, self.effects = list(levels), list(effects)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("values", values, persistent=False)
         self._some_unknown = bool((codes < 0).any())
@@ -44,12 +44,12 @@ class IncidenceMatrix(Matrix):
     @cached_property
     def levels(self) -> list[str]:
         """Labels of the levels, in order; made when they are asked for, since there may be many."""
-        return [str(label) for label in self._labels]
+        return [str(label) for label in self.labels]
 
     @property
     def num_levels(self) -> int:
         """Number of levels."""
-        return len(self._labels)
+        return len(self.labels)
 
     def _value(self, effect: int, like: Tensor) -> Tensor | None:
         """Values of one effect, shape (n,), 0 in rows of no level; None where all are 1."""
@@ -67,8 +67,8 @@ class IncidenceMatrix(Matrix):
         values = [self._value(a, like) for a in range(len(self.effects))]
         return torch.stack([ones if value is None else value for value in values], dim=1)
 
-    def _column(self, effect: int) -> Tensor:
-        """Column of Z that holds the value of each row, shape (n,)."""
+    def columns(self, effect: int) -> Tensor:
+        """For each row the column of Z that holds its value of an effect, shape (n,); one in rows of no level too."""
         known = self.codes.clamp(min=0) if self._some_unknown else self.codes
         return known + effect * self.num_levels if effect else known
 
@@ -84,7 +84,7 @@ class IncidenceMatrix(Matrix):
         rows = torch.arange(self.shape[0], device=self.codes.device)
         for a in range(len(self.effects)):
             value = self._value(a, params)
-            Z = Z.index_put((rows, self._column(a)), params.new_ones(()) if value is None else value)
+            Z = Z.index_put((rows, self.columns(a)), params.new_ones(()) if value is None else value)
         return Z
 
     def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class IncidenceMatrix(Matrix):
     def matmul(self, params: Tensor, rhs: Tensor) -> Tensor:
         total: Tensor | None = None
         for a in range(len(self.effects)):
-            value, part = self._value(a, rhs), rhs[self._column(a)]
+            value, part = self._value(a, rhs), rhs[self.columns(a)]
             part = part if value is None else value[:, None] * part
             total = part if total is None else total + part
         return total  # type: ignore[return-value]
@@ -109,14 +109,14 @@ class IncidenceMatrix(Matrix):
             value = self._value(a, rhs)
             part = rhs if value is None else value[:, None] * rhs
             empty = part.new_zeros((self.num_levels, rhs.shape[1]))
-            parts.append(empty.index_add(0, self._column(0), part))
+            parts.append(empty.index_add(0, self.columns(0), part))
         return torch.cat(parts)
 
     def sandwich(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         total: Tensor | None = None
         for a in range(len(self.effects)):
             for b in range(len(self.effects)):
-                part = inner.submatrix(inner_params, self._column(a), self._column(b))
+                part = inner.submatrix(inner_params, self.columns(a), self.columns(b))
                 left, right = self._value(a, part), self._value(b, part)
                 part = part if left is None else left[:, None] * part
                 part = part if right is None else part * right
@@ -160,7 +160,7 @@ class IncidenceMatrix(Matrix):
         total: Tensor | None = None
         for a in range(len(self.effects)):
             for b in range(len(self.effects)):
-                part = inner.entries(inner_params, self._column(a)[rows], self._column(b)[columns])
+                part = inner.entries(inner_params, self.columns(a)[rows], self.columns(b)[columns])
                 left, right = self._value(a, part), self._value(b, part)
                 part = part if left is None else left[rows] * part
                 part = part if right is None else part * right[columns]
@@ -255,7 +255,7 @@ class KhatriRaoMatrix(IncidenceMatrix):
         names = [f"x{a}" for a in range(x.shape[1])] if effects is None else list(effects)
         if len(names) != x.shape[1]:
             raise ValueError(f"`KhatriRaoMatrix` needs {x.shape[1]} names of effects, got {len(names)}.")
-        super().__init__(dummy.codes.clone(), dummy._labels, x, names)
+        super().__init__(dummy.codes.clone(), dummy.labels, x, names)
 
 
 def _pairs_of_equal(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
