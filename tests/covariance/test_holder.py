@@ -13,8 +13,8 @@ def test_names_are_one_to_one_and_accepted() -> None:
     holder = Holder()
     for i, name in enumerate(names):
         holder[name] = nn.Parameter(torch.tensor([float(i)]))
-    assert [float(holder[name]) for name in names] == list(range(len(names)))
-    assert [float(p) for p in holder] == list(range(len(names)))
+    assert [holder[name].item() for name in names] == list(range(len(names)))
+    assert [p.item() for p in holder] == list(range(len(names)))
     with pytest.raises(KeyError):
         holder["b"]
 

@@ -30,9 +30,7 @@ class KnownMatrix(Matrix):
 
     K: Tensor
 
-    def __init__(
-        self, K: Any, trans: Transform | None = None, *, start: Any = None, checked: bool = False
-    ) -> None:
+    def __init__(self, K: Any, trans: Transform | None = None, *, start: Any = None, checked: bool = False) -> None:
         K = tensor_of(K).detach().to(torch.float64)
         K = K if checked else check_kernel(K)
         super().__init__((len(K), len(K)), ["sigma^2"], [trans or TransformExpPow2()], start=start)
