@@ -16,11 +16,12 @@ from openreml_nn.solvers.gaussian_terms import GaussianTerms
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
 PATHS = ("auto", "levels", "equations", "dense")
+RESIDUAL = "residual"
 FEW_ROWS = 300  # below which a dense V is quicker than the mixed-model equations
 
 
 @dataclass(frozen=True)
-class Term:
+class BatchTerm:
     """One factor of a batch.
 
     Attributes:
@@ -40,7 +41,7 @@ class Term:
 
 
 def batch_deviance(
-    terms: list[Term], residual: ScalarMatrix, r: Tensor, X: Tensor, restricted: bool = True, path: str = "auto"
+    terms: list[BatchTerm], residual: ScalarMatrix, r: Tensor, X: Tensor, restricted: bool = True, path: str = "auto"
 ) -> tuple[Tensor, int]:
     r"""log|V| + log|U'V⁻¹U| + r'Pr of V = Σ ZGZ' + σ²I over the rows of a batch, U an orthonormal basis of X.
 
@@ -76,7 +77,7 @@ def batch_deviance(
         parts = [local(term) for term in terms] if path == "equations" or len(r) >= FEW_ROWS else []
         if path == "equations" or _few(terms, parts, len(r)):
             V = Sum({str(i): CovariancePropagation(Z, G) for i, (Z, G) in enumerate(parts)}
-                    | {"residual": scalar_like(residual, len(r))})  # fmt: skip
+                    | {RESIDUAL: scalar_like(residual, len(r))})  # fmt: skip
             return deviance_of(MixedModelEquationsSolver().prepare(V, r, X), restricted)
     sigma2 = residual.trans_params(residual.theta.to(r.dtype))[0]
     U, e = (X, r) if not X.shape[1] else _centred(r, X)
@@ -93,7 +94,7 @@ def _centred(r: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     return fixed.U, fixed.e
 
 
-def one_effect_loss(term: Term, residual: ScalarMatrix, f: Tensor, y: Tensor) -> Tensor:
+def one_effect_loss(term: BatchTerm, residual: ScalarMatrix, f: Tensor, y: Tensor) -> Tensor:
     """−ℓ per row of y ~ N(f, V), V of one factor with one effect for each level, levels independent.
 
     Args:
@@ -109,7 +110,7 @@ def one_effect_loss(term: Term, residual: ScalarMatrix, f: Tensor, y: Tensor) ->
     return OneEffect.apply(f, y, sigma2, S, term.codes, x, term.effects.num_levels)
 
 
-def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool) -> Tensor | None:
+def _by_levels(term: BatchTerm, sigma2: Tensor, U: Tensor, e: Tensor, restricted: bool) -> Tensor | None:
     effects, p = term.effects, U.shape[1]
     if not effects.independent:
         return None
@@ -127,14 +128,14 @@ def _by_levels(term: Term, sigma2: Tensor, U: Tensor, e: Tensor, restricted: boo
     return deviance + 2.0 * L.diagonal().log().sum() if restricted else deviance
 
 
-def _few(terms: list[Term], parts: list[tuple[IncidenceMatrix, "LevelsOf"]], rows: int) -> bool:
+def _few(terms: list[BatchTerm], parts: list[tuple[IncidenceMatrix, "LevelsOf"]], rows: int) -> bool:
     """Whether the mixed-model equations are quicker than a dense V; see the table of ``batch_deviance``."""
     sizes = [G.shape[0] for _, G in parts]
     independent = [size for term, size in zip(terms, sizes, strict=False) if term.effects.independent]
     return bool(independent) and 2 * (sum(sizes) - max(independent)) <= rows
 
 
-def local(term: Term) -> tuple[IncidenceMatrix, "LevelsOf"]:
+def local(term: BatchTerm) -> tuple[IncidenceMatrix, "LevelsOf"]:
     """Z and G of the levels that a batch has."""
     levels, own = torch.unique(term.codes, return_inverse=True)
     Z = IncidenceMatrix(own, [""] * len(levels), term.design, term.effects.effects)
@@ -200,7 +201,7 @@ class LevelsOf(Operator):
         return self.operand_list()[0].common_block(params, self.count) if count == len(self.levels) else None
 
 
-def dense_V(terms: list[Term], sigma2: Tensor, rows: int) -> Tensor:
+def dense_V(terms: list[BatchTerm], sigma2: Tensor, rows: int) -> Tensor:
     """V of the rows of a batch, shape (m, m)."""
     V = sigma2 * torch.eye(rows, dtype=sigma2.dtype, device=sigma2.device)
     for term in terms:

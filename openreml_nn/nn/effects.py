@@ -162,28 +162,31 @@ class Effects(KeepsDtype):
             raise ValueError(f"{name!r} needs integer codes of shape ({rows},), one for each row, got {what}.")
         if len(codes) != rows:
             raise ValueError(f"{name!r} needs one code for each row, got {len(codes)} codes for {rows} rows.")
-        if rows:
-            low, high = torch.stack(torch.aminmax(codes)).tolist()
-            if high >= self.num_levels or low < (-1 if unknown else 0):
-                hint = "" if unknown or low != -1 else (
-                    " (−1 is an unknown level. The likelihood needs the level of each row: leave such rows out, or "
-                    "make them levels of their own.)")  # fmt: skip
-                bad = high if high >= self.num_levels else low
-                raise ValueError(f"{name!r} has codes from 0 to {self.num_levels - 1}, got {bad}.{hint}")
-        if design is None:
-            if self.num_effects > 1:
-                raise ValueError(f"{name!r} has the effects {self.effects} and needs (codes, design).")
-            return codes.long(), None
-        if design.shape != (rows, self.num_effects):
+        if design is None and self.num_effects > 1:
+            raise ValueError(f"{name!r} has the effects {self.effects} and needs (codes, design).")
+        if design is not None and design.shape != (rows, self.num_effects):
             raise ValueError(
                 f"{name!r} needs a design of shape ({rows}, {self.num_effects}) for the effects {self.effects}, got "
                 f"{tuple(design.shape)}."
             )
-        if design.requires_grad:
+        if design is not None and design.requires_grad:
             raise ValueError(f"{name!r} got a design that requires a gradient; it gets none here. Detach it.")
-        if not bool(torch.isfinite(design).all()):
+        if rows:
+            self._require_values(codes, design, name, unknown)
+        return codes.long(), None if design is None else design.to(torch.float64)
+
+    def _require_values(self, codes: Tensor, design: Tensor | None, name: str, unknown: bool) -> None:
+        """Raise a ValueError for codes out of range or a design with gaps; one look at the device for both."""
+        known = [] if design is None else [torch.isfinite(design).all().to(codes.dtype)]
+        low, high, *finite = torch.stack([*torch.aminmax(codes), *known]).tolist()
+        if high >= self.num_levels or low < (-1 if unknown else 0):
+            hint = "" if unknown or low != -1 else (
+                " (−1 is an unknown level. The likelihood needs the level of each row: leave such rows out, or make "
+                "them levels of their own.)")  # fmt: skip
+            bad = high if high >= self.num_levels else low
+            raise ValueError(f"{name!r} has codes from 0 to {self.num_levels - 1}, got {bad}.{hint}")
+        if not all(finite):
             raise ValueError(f"The design of {name!r} holds missing or infinite values. Leave such rows out.")
-        return codes.long(), design.to(torch.float64)
 
     def incidence(self, codes: Tensor, design: Tensor | None) -> IncidenceMatrix:
         """Z of rows, shape (m, s · q); a row of zeros for the code −1."""

@@ -6,18 +6,18 @@ its gradient reaches the network and θ in one backward pass.
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
-from openreml_nn.covariance.matrix import _Box, _key
 from openreml_nn.fit import fit
-from openreml_nn.nn.batch import Term, batch_deviance, one_effect_loss, scalar_like
+from openreml_nn.nn.batch import RESIDUAL, batch_deviance, one_effect_loss, scalar_like
+from openreml_nn.nn.checks import RUN_AWAY, described, require_column, require_finite, require_pair, without_autocast
 from openreml_nn.nn.dtypes import KeepsDtype
-from openreml_nn.nn.effects import Effects, Entry
+from openreml_nn.nn.effects import Effects
+from openreml_nn.nn.factors import Factors, Groups
 from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
 from openreml_nn.optim import data_start
@@ -26,9 +26,7 @@ from openreml_nn.solvers import NotPositiveDefinite, Solver
 from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 
-Groups = Mapping[str, Entry] | Entry
 MODES = ("batch", "exact", "features")
-RESIDUAL = "residual"
 
 
 class MixedModelHead(KeepsDtype):
@@ -82,22 +80,8 @@ class MixedModelHead(KeepsDtype):
                 f"`MixedModelHead` needs a mode of {', '.join(map(repr, MODES))} and a method of 'REML' or 'ML', got "
                 f"{mode!r} and {method!r}."
             )
-        if not isinstance(effects, Mapping):
-            raise TypeError(
-                f"`MixedModelHead` needs random effects by name, as {{'subject': Effects(6)}}, got "
-                f"{type(effects).__name__}."
-            )
-        if not effects:
-            raise ValueError("`MixedModelHead` needs the random effects of at least one factor.")
-        for name, own in effects.items():
-            if not isinstance(own, Effects):
-                raise TypeError(f"`MixedModelHead` needs `Effects` for {name!r}, got {type(own).__name__}.")
-            if not name or name == RESIDUAL or "/" in name:
-                raise ValueError(f"`MixedModelHead` needs names without '/', other than 'residual', got {name!r}.")
         self.mode, self.method, self.solver = mode, str(method).upper(), solver
-        self.names, self.factors = list(effects), _Box()
-        for name, own in effects.items():
-            self.factors.add_module(_key(name), own)
+        self.factors = Factors(effects)
         self.residual = ScalarMatrix(1, start=residual)
         self.posterior: Posterior | None = None
 
@@ -106,7 +90,7 @@ class MixedModelHead(KeepsDtype):
     @property
     def effects(self) -> dict[str, Effects]:
         """The random effects by name."""
-        return {name: self.factors._modules[_key(name)] for name in self.names}  # type: ignore[misc]
+        return self.factors.effects
 
     def variance(self) -> dict[str, float]:
         """Variance parameters on their natural scale by name: ``subject/sigma^2``, ``residual/sigma^2``."""
@@ -131,28 +115,43 @@ class MixedModelHead(KeepsDtype):
                 rows once.
 
         Raises:
-            ValueError: Shapes or codes do not fit.
+            TypeError: y or codes are no tensors.
+            ValueError: Shapes or codes do not fit, or the loss is not finite: missing or infinite values in y or in the
+                output, or a variance parameter that has run away.
             NotPositiveDefinite: V is not positive definite at the present thetas.
         """
-        with _without_autocast(output.device.type):
+        require_pair(output, y)
+        if not len(y):
+            raise ValueError("`MixedModelHead` got a batch without rows.")
+        with without_autocast(output.device.type):
             try:
-                return self._loss(output, y, groups)
-            except torch.linalg.LinAlgError as error:
-                at = ", ".join(f"{name} = {value:.4g}" for name, value in self.variance().items())
-                raise NotPositiveDefinite(f"V of these {len(y)} rows is not positive definite at {at}.") from error
+                loss = self._loss(output, y, groups)
+            except (torch.linalg.LinAlgError, NotPositiveDefinite) as error:
+                require_finite(output, y)
+                said = f" The solver says: {error}" if isinstance(error, NotPositiveDefinite) else ""
+                at = described(self.variance())
+                raise NotPositiveDefinite(
+                    f"V of these {len(y)} rows is not positive definite at {at}. {RUN_AWAY}{said}"
+                ) from error
+            except ValueError:
+                require_finite(output, y)  # told as what it is, not as a mistake in y − f
+                raise
+        if not math.isfinite(loss.item()):
+            require_finite(output, y)
+            raise ValueError(
+                f"The loss of these {len(y)} rows is {loss.item():g} at {described(self.variance())}. {RUN_AWAY}"
+            )
+        return loss
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)
-        _require_pair(output, y)
-        if not m:
-            raise ValueError("`MixedModelHead` got a batch without rows.")
         if isinstance(groups, Rows) or self.mode == "exact":
             rows = groups if isinstance(groups, Rows) else self.rows(groups)
             deviance, p = rows.deviance(*self._against(output, y), restricted)
         else:
-            terms = self._terms(groups, m)
+            terms = self.factors.terms(groups, m)
             if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
-                _require_column("The output", output)
+                require_column("The output", output)
                 return one_effect_loss(terms[0], self.residual, output, y)
             deviance, p = batch_deviance(terms, self.residual, *self._against(output, y), restricted)
         free = m - p if restricted else m
@@ -161,10 +160,10 @@ class MixedModelHead(KeepsDtype):
     def covariance(self, groups: Groups) -> Sum:
         """V over rows, shape (n, n), with the thetas of the head."""
         with torch.inference_mode(False):
-            terms = self._terms(groups, None)
+            terms = self.factors.terms(groups)
             parts: dict[str, Matrix] = {
                 name: CovariancePropagation(term.effects.incidence(term.codes, term.design), term.effects.G)
-                for name, term in zip(self.names, terms, strict=True)
+                for name, term in zip(self.effects, terms, strict=True)
             }
             return Sum(parts | {RESIDUAL: scalar_like(self.residual, len(terms[0].codes))})
 
@@ -181,7 +180,7 @@ class MixedModelHead(KeepsDtype):
             y: Response of all rows, or of many, shape (n,) or (n, 1).
             groups: Their levels.
         """
-        _require_pair(y, y)
+        require_pair(y, y)
         V = self.covariance(groups)
         V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y.reshape(-1)))))
 
@@ -200,7 +199,7 @@ class MixedModelHead(KeepsDtype):
         """
         r, X = self._all_rows(output, y)
         V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
-        self.posterior = condition(V, r, X, self._new_levels(), variances)
+        self.posterior = condition(V, r, X, self.factors.average_levels(), variances)
 
     def predict(
         self, output: Tensor, groups: Groups, of: str = "observation", variances: bool = True
@@ -232,7 +231,7 @@ class MixedModelHead(KeepsDtype):
             raise ValueError("The thetas have moved since `condition`: call it again.")
         with torch.no_grad():
             f, X = self._split(output)
-            terms = self._terms(groups, len(f), unknown=True)
+            terms = self.factors.terms(groups, len(f), unknown=True)
             mean = f + known.mean(terms, X)
             if not variances:
                 return mean, None
@@ -259,7 +258,7 @@ class MixedModelHead(KeepsDtype):
         names = ["(Intercept)", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
         given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options
         result = fit(V, r, X, **given)
-        self.posterior = condition(V, r, X, self._new_levels(), variances)
+        self.posterior = condition(V, r, X, self.factors.average_levels(), variances)
         return result
 
     # ---- moving and saving -------------------------------------------------------------------------------------------
@@ -284,7 +283,7 @@ class MixedModelHead(KeepsDtype):
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and X of an output: with features f is 0, without X has no columns; float64."""
         if self.mode != "features":
-            _require_column("The output", output)
+            require_column("The output", output)
             f = output.reshape(-1).to(torch.float64)
             return f, f.new_zeros((len(f), 0))
         if output.ndim != 2:
@@ -295,54 +294,11 @@ class MixedModelHead(KeepsDtype):
     def _against(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """y − f and X."""
         f, X = self._split(output)
-        _require_pair(f, y)
+        require_pair(f, y)
         return y.reshape(-1) - f, X
 
     def _all_rows(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """y − f and X without history, both finite."""
         r, X = self._against(output.detach(), y.detach() if isinstance(y, Tensor) else y)
-        for name, values in (("y", y), ("the output of the network", output)):
-            bad = int((~torch.isfinite(values.detach())).sum())
-            if bad:
-                raise ValueError(f"`MixedModelHead` got {bad} missing or infinite values in {name}.")
+        require_finite(output, y)
         return r, X
-
-    def _terms(self, groups: Groups, rows: int | None, *, unknown: bool = False) -> list[Term]:
-        """The factors of a batch, checked, in the order of the head."""
-        if len(self.names) > 1 and not isinstance(groups, Mapping):
-            kind = "one tensor" if isinstance(groups, Tensor) else type(groups).__name__
-            raise ValueError(f"`MixedModelHead` needs a dictionary with the levels of {self.names}, got {kind}.")
-        given = groups if isinstance(groups, Mapping) else dict.fromkeys(self.names, groups)
-        if given.keys() != set(self.names):
-            raise ValueError(f"`MixedModelHead` needs the levels of {self.names}, got those of {list(given)}.")
-        if rows is None:
-            first = given[self.names[0]]
-            rows = len(first[0] if isinstance(first, (tuple, list)) else first)
-        return [Term(own, *own.entry(given[name], rows, name, unknown=unknown)) for name, own in self.effects.items()]
-
-    def _new_levels(self) -> list[Tensor]:
-        """Covariance of the effects of a level outside the vocabulary of each factor: that of an average one."""
-        with torch.no_grad():
-            return [own.average_level().to(torch.float64) for own in self.effects.values()]
-
-
-def _without_autocast(device: str) -> AbstractContextManager:
-    """Operations on a device in the dtypes that they are given."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
-
-
-def _require_column(name: str, values: Tensor) -> None:
-    """Raise a ValueError unless values are of shape (m,) or (m, 1)."""
-    if values.ndim != 1 and (values.ndim != 2 or values.shape[1] != 1):
-        raise ValueError(f"{name} must be of shape (m,) or (m, 1), got {tuple(values.shape)}.")
-
-
-def _require_pair(output: Tensor, y: Tensor) -> None:
-    """Raise a ValueError unless there is one y for each row of the output."""
-    if not isinstance(y, Tensor):
-        raise TypeError(f"`MixedModelHead` needs y as a tensor, got {type(y).__name__}. Take `torch.as_tensor(y)`.")
-    _require_column("y", y)
-    if len(y) != len(output):
-        raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(output)} outputs and {len(y)} y.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openreml_nn import likelihood
 from openreml_nn.covariance import IncidenceMatrix, Matrix
 from openreml_nn.covariance.structures.incidence import pairs_within
-from openreml_nn.nn.batch import Term
+from openreml_nn.nn.batch import BatchTerm
 from openreml_nn.solvers import RandomTerm, random_terms
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, MixedModelEvaluation
@@ -59,7 +59,7 @@ class Posterior(nn.Module):
 
     # ---- predictions -------------------------------------------------------------------------------------------------
 
-    def mean(self, terms: list[Term], X: Tensor) -> Tensor:
+    def mean(self, terms: list[BatchTerm], X: Tensor) -> Tensor:
         """Xβ̂ + Zû, shape (m,)."""
         total = X[:, self.kept] @ self.beta
         for term, offset in zip(terms, _offsets(terms), strict=True):
@@ -67,17 +67,17 @@ class Posterior(nn.Module):
                 total = total + value * self.effects[offset + column]
         return total
 
-    def variance(self, terms: list[Term], X: Tensor) -> Tensor:
+    def variance(self, terms: list[BatchTerm], X: Tensor) -> Tensor:
         """Variance of the error of Xβ̂ + Zû, shape (m,)."""
         if not self.has_variances:
             raise ValueError("The head was conditioned without variances; call `condition(..., variances=True)`.")
         pieces, width = [], max(1, AT_ONCE // max(len(self.rest), 1))
         for rows in torch.arange(len(X), device=X.device).split(width):
-            own = [Term(t.effects, t.codes[rows], None if t.design is None else t.design[rows]) for t in terms]
+            own = [BatchTerm(t.effects, t.codes[rows], None if t.design is None else t.design[rows]) for t in terms]
             pieces.append(self._variance(own, X[rows]))
         return torch.cat(pieces) if pieces else X[:, :0].sum(1)
 
-    def _variance(self, terms: list[Term], X: Tensor) -> Tensor:
+    def _variance(self, terms: list[BatchTerm], X: Tensor) -> Tensor:
         offsets, first = _offsets(terms), int(self.first)
         x = X[:, self.kept]
         total = self._of_new_levels(terms)
@@ -105,7 +105,7 @@ class Posterior(nn.Module):
             total = total + self.sigma2 * quadratic_forms(self.rest, row, column, value, len(X))
         return total + ((x @ self.beta_cov) * x).sum(1)
 
-    def _of_new_levels(self, terms: list[Term]) -> Tensor:
+    def _of_new_levels(self, terms: list[BatchTerm]) -> Tensor:
         """z'Gz of the levels that are not in the vocabulary."""
         total, at = self.effects.new_zeros(len(terms[0].codes)), 0
         for term in terms:
@@ -116,7 +116,7 @@ class Posterior(nn.Module):
             at += s * s
         return total
 
-    def _by_level(self, term: Term) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _by_level(self, term: BatchTerm) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """z₁'K_l z₁ and the entries (row, column, value) of −C_l'K_l z₁."""
         level, known = term.codes.clamp(min=0), (term.codes >= 0).to(self.blocks.dtype)
         x = known[:, None] if term.design is None else known[:, None] * term.design
@@ -141,7 +141,7 @@ def quadratic_forms(Phi: Tensor, row: Tensor, column: Tensor, value: Tensor, row
     return Phi.new_zeros(rows).index_add_(0, row[i], Phi[column[i], column[j]] * value[i] * value[j])
 
 
-def _offsets(terms: list[Term]) -> list[int]:
+def _offsets(terms: list[BatchTerm]) -> list[int]:
     offsets, at = [], 0
     for term in terms:
         offsets.append(at)
@@ -149,7 +149,7 @@ def _offsets(terms: list[Term]) -> list[int]:
     return offsets
 
 
-def _entries(term: Term) -> list[tuple[Tensor, Tensor]]:
+def _entries(term: BatchTerm) -> list[tuple[Tensor, Tensor]]:
     """Column and value of each row, one pair for each effect; 0 for unknown levels."""
     known = (term.codes >= 0).to(torch.float64)
     q, code = term.effects.num_levels, term.codes.clamp(min=0)

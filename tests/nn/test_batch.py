@@ -35,7 +35,7 @@ def test_features_equal_dense_algebra(case):
 def test_paths_agree(case, p, restricted):
     head = case.head()
     X = torch.randn(len(case.y), p, dtype=torch.float64, requires_grad=True)
-    terms = head._terms(case.groups, len(case.y))
+    terms = head.factors.terms(case.groups, len(case.y))
     inputs = [case.f, *head.parameters(), *([X] if p else [])]
     expected, rank = batch_deviance(terms, head.residual, case.f, X, restricted, "dense")
     assert rank == p
@@ -55,7 +55,7 @@ def test_gradients_are_those_of_differences(make):
         head = case.head()
         for p in (0, 1):
             X = torch.randn(len(case.y), p, dtype=torch.float64, requires_grad=True)
-            terms = head._terms(case.groups, len(case.y))
+            terms = head.factors.terms(case.groups, len(case.y))
 
             def loss(f, X, *_, head=head, terms=terms):
                 return batch_deviance(terms, head.residual, f, X)[0]

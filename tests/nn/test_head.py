@@ -348,3 +348,22 @@ def test_kernels_of_many_levels_use_those_of_the_batch():
     V = head.covariance(codes)()
     expected = -torch.distributions.MultivariateNormal(torch.zeros(4).double(), V).log_prob(torch.ones(4)) / 4
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["batch", "features", "exact"])
+@pytest.mark.parametrize("name", ["intercepts", "slopes", "crossed", "kernel"])
+def test_a_loss_that_is_not_finite_is_an_error(make, name, mode):
+    case, features = make(name), mode == "features"
+    output = torch.randn(len(case.y), 2) if features else torch.randn(len(case.y))
+    for bad in (torch.nan, torch.inf):
+        y, other = case.y.clone(), output.clone()
+        y[1], other[3] = bad, bad
+        with pytest.raises(ValueError, match=f"1 missing or infinite values in y, of {len(y)}. Leave such rows out"):
+            case.head(mode=mode)(output, y, case.groups)
+        with pytest.raises(ValueError, match=r"in the output of the network, .* its training has diverged"):
+            case.head(mode=mode)(other, case.y, case.groups)
+    for theta, said in ((-500.0, "0"), (torch.nan, "nan")):
+        head = case.head(mode=mode)
+        nn.init.constant_(head.residual.theta_parameters()[0], theta)
+        with pytest.raises(ValueError, match=rf"residual/sigma\^2 = {said}\. A variance that goes to zero says"):
+            head(output, case.y, case.groups)

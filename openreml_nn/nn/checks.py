@@ -1,0 +1,56 @@
+"""What a head asks of a batch, and what it says where a loss cannot be had."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RUN_AWAY = (
+    "A variance that goes to zero says that the network fits the rows without error: give it less freedom, or stop it "
+    "earlier. One that grows without bounds or is not a number says that its steps are too large: take a smaller "
+    "learning rate for the thetas."
+)
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Operations on a kind of device in the dtypes that they are given."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def require_column(name: str, values: Tensor) -> None:
+    """Raise a ValueError unless values are of shape (m,) or (m, 1)."""
+    if values.ndim != 1 and (values.ndim != 2 or values.shape[1] != 1):
+        raise ValueError(f"{name} must be of shape (m,) or (m, 1), got {tuple(values.shape)}.")
+
+
+def require_pair(output: Tensor, y: Any) -> None:
+    """Raise a TypeError unless y is a tensor, a ValueError unless it has one value for each row of the output."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"`MixedModelHead` needs y as a tensor, got {type(y).__name__}. Take `torch.as_tensor(y)`.")
+    require_column("y", y)
+    if len(y) != len(output):
+        raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(output)} outputs and {len(y)} y.")
+
+
+def require_finite(output: Tensor, y: Tensor) -> None:
+    """Raise a ValueError where y or the output of the network has missing or infinite values; one look at both."""
+    bad = torch.stack([(~torch.isfinite(values.detach())).sum() for values in (y, output)]).tolist()
+    if bad[0]:
+        raise ValueError(
+            f"`MixedModelHead` got {bad[0]} missing or infinite values in y, of {y.numel()}. Leave such rows out."
+        )
+    if bad[1]:
+        raise ValueError(
+            f"`MixedModelHead` got {bad[1]} missing or infinite values in the output of the network, of "
+            f"{output.numel()}. Are there any among its inputs? If not, its training has diverged: take a smaller "
+            f"learning rate, clip gradients, or scale the inputs."
+        )
+
+
+def described(variance: Mapping[str, float]) -> str:
+    """Variance parameters in words."""
+    return ", ".join(f"{name} = {value:.4g}" for name, value in variance.items())
