@@ -180,7 +180,7 @@ def quantities(model: MixedModel, solver: str, ranks: Ranks, owner: np.ndarray, 
                 whole[:, effect * levels + part] = values
             effects = torch.from_numpy(whole)
         found[f"effects of {term.name}"] = effects
-    rows_of_new = model._frame.iloc[:7].assign()
+    rows_of_new = model.frame.iloc[:7].assign()
     new = ours.design(rows_of_new, ranks)
     found["prediction"] = torch.stack(predict(evaluation, new.X, dict(new.Z), dict(new.unseen)))
     return {name: value.detach().tolist() for name, value in found.items()}
