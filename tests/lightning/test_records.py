@@ -8,7 +8,7 @@ from openreml_nn.lightning.records import FitRecord
 
 def test_comes_back_from_a_checkpoint(data, trainer):
     module, checkpoint = REMLModule(data().covariance), {}
-    trainer(max_epochs=2).fit(module, data())
+    trainer().fit(module, data())
     module.on_save_checkpoint(checkpoint)
     record = FitRecord.of(checkpoint)
     assert record.history == module.history
