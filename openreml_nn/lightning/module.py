@@ -28,9 +28,10 @@ from openreml_nn.lightning.measure import measured_progress
 from openreml_nn.lightning.new_rows import errors, predictions
 from openreml_nn.lightning.prepared import PreparedBatch
 from openreml_nn.lightning.records import FitRecord
+from openreml_nn.natural_scale import natural_scale
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Average, AverageInformation, Direction, Geometry, Progress, StepControl
-from openreml_nn.result import FitResult, natural_scale
+from openreml_nn.result import FitResult
 from openreml_nn.solvers import ALONE, Problem, Ranks, Solver, processes
 
 SECOND_ORDER, FIRST_ORDER = 1e-14, 1e-8  # Newton decrements at which a fit has converged
