@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openreml_nn.covariance.holder import Holder, registered_name
+from openreml_nn.covariance.holder import Holder
 from openreml_nn.covariance.transform import Transform
 
 Params = Tensor | Mapping[str, Tensor]
-_Box, _key = Holder, registered_name  # their former names
 
 
 class Matrix(nn.Module, ABC):
