@@ -14,6 +14,7 @@ ROOT = Path(next(iter(openreml_nn.__path__)))
 LAYERS = (
     ("covariance.transform",),
     ("covariance.levels", "covariance.holder"),
+    ("covariance.parameters",),
     ("covariance.matrix",),
     ("covariance.structures",),
     ("covariance.operators",),
