@@ -19,6 +19,9 @@ class UnstructuredMatrix(Matrix):
         n: Size, or `Levels`, whose labels then name the entries.
         start: Start value of V, a positive definite matrix of shape (n, n).
 
+    Raises:
+        ValueError: ``start`` has another shape, or is not symmetric and positive definite.
+
     Source: Pinheiro & Bates (1996), Statistics and Computing 6, 289-296.
 
     Example:
