@@ -9,6 +9,7 @@ import ast
 import re
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -170,11 +171,16 @@ def response(side: SimpleFormula, frame: pd.DataFrame) -> tuple[str, np.ndarray]
     return str(side), done.values[:, 0]
 
 
+@lru_cache(maxsize=128)  # the design of a term is needed in several places, and most designs are "1"
+def _formula(text: str) -> Any:
+    return Formula(text)
+
+
 def _parse(text: str, where: str) -> Any:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{_start(where)} is empty. Write it as 'response ~ effects', or a design as '1'.")
     try:
-        return Formula(text)
+        return _formula(text)
     except (FormulaicError, SyntaxError) as error:
         hint = f". {_RANDOM}" if "|" in text else "."
         if isinstance(error, SyntaxError):
