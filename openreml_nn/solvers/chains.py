@@ -21,9 +21,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from openreml_nn.solvers.band import one_thread
 from openreml_nn.solvers.layouts import DenseLayout, Factor, Layout, checked
 from openreml_nn.solvers.sparse import SparseMatrix, sparse_matrix
+from openreml_nn.solvers.threads import one_thread
 
 WIDE = 128  # width of a block from which several threads are quicker than one
 

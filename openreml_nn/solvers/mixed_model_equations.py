@@ -12,6 +12,7 @@ Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates,
 Journal of Statistical Software 67(1), and of MixedModels.jl.
 """
 
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.term_covariances import TermCovariances
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
+from openreml_nn.solvers.threads import threads_for
 
 
 class MixedModelEquationsSolver(Solver):
@@ -170,9 +172,10 @@ class MixedModelProblem(Problem):
         self.sizes_of_rest = [Z.shape[1] for Z in self.plan.rest]
         self.weight = self._weight(fixed.e)
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
-        self.products: CrossProducts = cross_products(
-            self.plan.first, self.plan.rest, self.F, self.weight, self.plan.chain, fixed.ranks, own
-        )
+        with threads_for(fixed.n_here * (fixed.p + 1 + len(terms))):
+            self.products: CrossProducts = cross_products(
+                self.plan.first, self.plan.rest, self.F, self.weight, self.plan.chain, fixed.ranks, own
+            )
         self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -fixed.ranks.sum(self.weight.log().sum())
 
     def _with(self, fixed: FixedEffects) -> "MixedModelProblem":
@@ -183,6 +186,11 @@ class MixedModelProblem(Problem):
             self.products, self.plan.first, self.plan.rest, other.F, self.weight, fixed.ranks, self.own
         )
         return other
+
+    def threads(self) -> AbstractContextManager[None]:
+        products = self.products
+        numbers = products.first.numel() + products.first_F.numel() + products.coupling.numel()
+        return threads_for(numbers, products.layout.work)
 
     def _weight(self, like: Tensor) -> Tensor | None:
         """1/R₀, None for ones."""
