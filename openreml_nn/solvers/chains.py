@@ -136,6 +136,10 @@ class ChainLayout(Layout):
         return 8.0 * self.count * self.width**3
 
     @property
+    def calls(self) -> int:
+        return 5 * self.count
+
+    @property
     def cost(self) -> str:
         T, b = self.count, self.width
         return (
@@ -273,6 +277,10 @@ class BorderedLayout(Layout):
     def work(self) -> float:
         h = self.breadth
         return self.chain.work + h * self.chain.size * (7.0 * self.chain.width + 2.0 * h) + h**3
+
+    @property
+    def calls(self) -> int:
+        return self.chain.calls + 15
 
     @property
     def cost(self) -> str:
