@@ -1,7 +1,7 @@
 """What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from openreml_nn import likelihood
-from openreml_nn.covariance import Matrix, Sum
-from openreml_nn.covariance.structures import IncidenceMatrix
+from openreml_nn.covariance import Matrix
+from openreml_nn.natural_scale import natural_scale
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
 from openreml_nn.optim.host import to_host
-from openreml_nn.solvers import Evaluation, RandomTerm, random_terms
+from openreml_nn.solvers import Evaluation
 from openreml_nn.solvers.terms import operands_of
 from openreml_nn.summary import aligned_text, variance_text
+from openreml_nn.term_tables import BLUP_COLUMNS, TermTables
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,11 @@ class FitResult:
     x_names: list[str]
     seconds: float = field(default=math.nan, compare=False)
     sharing: str = field(default="", compare=False)
-    _tables: dict[str, pd.DataFrame] = field(default_factory=dict, compare=False, repr=False)
 
     def settle(self) -> None:
         """Ask the other processes, where there are any, for what the tables need, so that one can read them alone."""
         if self.evaluation.problem.ranks.size > 1:
-            self._shares  # noqa: B018
-            self.blup()
+            self._by_term.fill()
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 
@@ -154,26 +153,15 @@ class FitResult:
                 "name": V.natural_names,
                 "estimate": estimate,
                 "std_error": se,
-                "share": self._shares,
+                "share": self._by_term.shares(),
                 "boundary": (own & at).any(axis=1),
                 "fixed": own[:, fixed].any(axis=1) & ~own[:, ~fixed].any(axis=1),
             }
         )
 
     @cached_property
-    def _shares(self) -> list[float]:
-        """Each term's share of the mean of the diagonal of V, in its first row; NaN in the other rows."""
-        V, problem = self.V, self.evaluation.problem
-        if not isinstance(V, Sum):
-            return [1.0, *[math.nan] * (len(V.natural_names) - 1)][: len(V.natural_names)]
-        sizes = [float(problem.mean_diagonal(term, own)) for term, own in V.parts(self.theta)]
-        rows = [(path[0], index) for path, leaf, index in V.leaves() for _ in leaf.natural_names]
-        column = [math.nan] * len(rows)
-        for name, size in zip(V.operand_names, sizes, strict=True):
-            thetas, own = set(V.operand_index(name)), [r for r, (term, _) in enumerate(rows) if term == name]
-            for r in own[:1] or [r for r, (_, index) in enumerate(rows) if not thetas.isdisjoint(index)][:1]:
-                column[r] = float(np.nansum([column[r], size / sum(sizes)]))
-        return column
+    def _by_term(self) -> TermTables:
+        return TermTables(self.evaluation)
 
     # ---- random effects ----------------------------------------------------------------------------------------------
 
@@ -186,37 +174,12 @@ class FitResult:
         Raises:
             KeyError: V has no random term of this name.
         """
-        terms = random_terms(self.V, self.theta)
+        terms = self._by_term.terms
         names = [t.name for t in terms]
         if term is not None and term not in names:
             raise KeyError(f"There is no random term {term!r}; there are {names}.")
-        tables = [self._blups_of(t) for t in terms if term in (None, t.name)]
-        columns = ["term", "effect", "level", "blup", "pev"]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-
-    def _blups_of(self, term: RandomTerm) -> pd.DataFrame:
-        """The table of a term; kept."""
-        if term.name not in self._tables:
-            table, ranks = self._blup_table(term), self.evaluation.problem.ranks
-            if ranks.size > 1 and term.name in ranks.own:
-                parts = ranks.to_first((table, ranks.own[term.name]))
-                table = _joined(parts) if parts else table
-            self._tables[term.name] = table
-        return self._tables[term.name]
-
-    def _blup_table(self, term: RandomTerm) -> pd.DataFrame:
-        effects, levels = ["(Intercept)"], [str(i) for i in range(term.G.shape[0])]
-        if isinstance(term.Z, IncidenceMatrix):
-            effects, levels = term.Z.effects, term.Z.levels
-        return pd.DataFrame(
-            {
-                "term": term.name,
-                "effect": np.repeat(effects, len(levels)),
-                "level": np.tile(levels, len(effects)),
-                "blup": likelihood.blup(self.evaluation, term).cpu().numpy(),
-                "pev": likelihood.prediction_error_variance(self.evaluation, term).cpu().numpy(),
-            }
-        )
+        tables = [self._by_term.blup(t) for t in terms if term in (None, t.name)]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(BLUP_COLUMNS))
 
     def variance_beside(self, terms: Collection[str]) -> Tensor:
         """Variance of each observation of this process in all of V but these terms, shape (n,)."""
@@ -272,61 +235,3 @@ class FitResult:
 
     def __str__(self) -> str:
         return self.summary()
-
-
-def _joined(parts: list[tuple[pd.DataFrame, np.ndarray | None]]) -> pd.DataFrame:
-    """The tables of a term from all processes as one, its levels in their order."""
-    sizes = [len(table) // max(table["effect"].nunique(), 1) for table, _ in parts]
-    effects, places, offset = [], [], 0
-    for (table, place), size in zip(parts, sizes, strict=True):
-        count = len(table) // max(size, 1)
-        effects.append(np.repeat(np.arange(count), size))
-        places.append(np.tile(np.arange(offset, offset + size) if place is None else place, count))
-        offset += size
-    order = np.lexsort((np.concatenate(places), np.concatenate(effects)))
-    return pd.concat([table for table, _ in parts], ignore_index=True).iloc[order].reset_index(drop=True)
-
-
-def natural_scale(
-    V: Matrix, theta: Tensor, theta_cov: np.ndarray, held: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Variance parameters on their natural scale and their standard errors, by the delta method.
-
-    Args:
-        V: Covariance of the observations.
-        theta: Raw thetas, shape (k,).
-        theta_cov: Their covariance, shape (k, k), NaN in rows of parameters that were not estimated.
-        held: −1 or 1 for a theta on its lower or upper boundary, else 0.
-
-    Returns:
-        (estimates, standard errors, which thetas each depends on); shapes (m,), (m,), (m, k). Estimates are at the
-        boundary where a theta is held there; the standard error is NaN where no estimated theta is involved.
-    """
-    on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
-    limit = torch.where(on == 0, theta, on * math.inf)
-    estimate, J = _natural_and_jacobian(V, theta, limit)
-    estimated = ~np.isnan(np.diag(theta_cov))
-    C = np.where(np.outer(estimated, estimated), theta_cov, 0.0)
-    depends = (J[:, estimated] != 0).any(axis=1)
-    variance = np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)
-    return estimate, np.where(depends, np.sqrt(variance), math.nan), J != 0
-
-
-def _natural_and_jacobian(V: Matrix, theta: Tensor, limit: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """``V.natural(limit)`` and the Jacobian of ``V.natural`` at θ, shapes (m,) and (m, k), in one message.
-
-    The Jacobian is a diagonal where a structure's natural parameters are elementwise.
-    """
-    leaves = [(leaf, index) for _, leaf, index in V.leaves()]
-    curved = [torch.func.jacfwd(leaf.natural)(theta[index]) for leaf, index in leaves if not _is_elementwise(leaf)]
-    estimate, slopes, *own = to_host(V.natural(limit), V.trans_grad(theta), *curved)
-    blocks = [np.zeros((0, len(theta)))]
-    for leaf, index in leaves:
-        block = np.diag(slopes[index]) if _is_elementwise(leaf) else own.pop(0)
-        blocks.append(np.zeros((len(block), len(theta))))
-        blocks[-1][:, index] = block
-    return estimate, np.concatenate(blocks)
-
-
-def _is_elementwise(leaf: Matrix) -> bool:
-    return type(leaf).natural is Matrix.natural

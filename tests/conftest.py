@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from openreml_nn import FitResult, fit
+from openreml_nn.data import MixedModel, Term
 from openreml_nn.testing.elsewhere import Elsewhere
 
 torch.set_num_threads(1)
@@ -41,6 +43,26 @@ def _elsewhere() -> Iterator[torch.device]:
 def another_device(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[torch.device]]:
     """Gives, in a ``with`` block, a device that is not the CPU: a GPU, and one that is not there (`Elsewhere`)."""
     return _cuda if request.param == "cuda" else _elsewhere
+
+
+def fitted(table: str, fixed: str, random: Any) -> FitResult:
+    model = MixedModel(table, fixed, random)
+    return fit(model.V, model.y, model.X, x_names=model.x_names)
+
+
+@pytest.fixture(scope="session")
+def alpha() -> FitResult:
+    return fitted("john_alpha", "yield ~ rep", ["gen", "rep:block"])
+
+
+@pytest.fixture(scope="session")
+def slopes() -> FitResult:
+    return fitted("sleepstudy", "Reaction ~ Days", {"Subject": Term("Subject", "1 + Days")})
+
+
+@pytest.fixture(scope="session")
+def dyestuff2() -> FitResult:
+    return fitted("dyestuff2", "Yield ~ 1", ["Batch"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,6 +55,7 @@ from openreml_nn.solvers import (
     Ranks,
     choose_shared,
     prepare_fixed_effects,
+    processes,
     random_terms,
 )
 
@@ -180,7 +181,7 @@ def quantities(model: MixedModel, solver: str, ranks: Ranks, owner: np.ndarray, 
                 whole[:, effect * levels + part] = values
             effects = torch.from_numpy(whole)
         found[f"effects of {term.name}"] = effects
-    rows_of_new = model._frame.iloc[:7].assign()
+    rows_of_new = model.frame.iloc[:7].assign()
     new = ours.design(rows_of_new, ranks)
     found["prediction"] = torch.stack(predict(evaluation, new.X, dict(new.Z), dict(new.unseen)))
     return {name: value.detach().tolist() for name, value in found.items()}
@@ -305,7 +306,7 @@ class Steps(Callback):
         assert isinstance(pl_module, REMLModule)
         theta = pl_module.covariance.theta.detach()
         self.thetas.append(theta.tolist())
-        self.same &= all(torch.equal(theta, own) for own in pl_module._world.gather(theta))
+        self.same &= all(torch.equal(theta, own) for own in processes().gather(theta))
 
 
 def trainer(folder: str, nodes: int, each: int, *callbacks: Callback, **more: Any) -> L.Trainer:
@@ -333,6 +334,7 @@ def lightning_fit(folder: str, nodes: int, each: int, column: str, solver: str, 
     module, steps = REMLModule(module_data.covariance, solver=solver), Steps()
     run = trainer(folder, nodes, each, steps)
     run.fit(module, module_data)
+    run.save_checkpoint(f"{folder}.ckpt")
     alone = module.result().summary() if run.is_global_zero else ""  # no message: the other processes do not call it
     (validated,) = run.validate(module, module_data, verbose=False)
     predicted = run.predict(module, module_data)
@@ -340,10 +342,25 @@ def lightning_fit(folder: str, nodes: int, each: int, column: str, solver: str, 
     return {
         "thetas": steps.thetas, "same": steps.same, "summary": alone, "validated": validated,
         "predicted": predicted[0][["new_levels", "prediction", "std_error"]].to_dict("list"),
-        "sent": module._problem.ranks.sent, "n": len(module_data.batch.y), "loglik": module.result().loglik,
+        "sent": module.problem.ranks.sent, "n": len(module_data.batch.y), "loglik": module.result().loglik,
         "files": sorted(path.name for path in Path(folder).iterdir()) if run.is_global_zero else [],
         "blup": module.result().blup().to_dict("list"), "fixed": module.result().fixed_effects.to_dict("list"),
     }  # fmt: skip
+
+
+def resumed(folder: str, checkpoint: Path, **data: Any) -> dict[str, Any]:
+    """A fit that goes on from a checkpoint, with the data of that fit and with others."""
+    table = read_table(data["table"])
+    other = Path(folder) / "other.parquet"
+    table.assign(Reaction=table["Reaction"] + 1.0).to_parquet(other)
+
+    def fit(**own: Any) -> float:
+        module_data = MixedModelDataModule(**data | own)
+        module = REMLModule(module_data.covariance, solver="blocks")
+        trainer(folder, 1, 1).fit(module, module_data, ckpt_path=str(checkpoint))
+        return module.result().loglik
+
+    return {"loglik": fit(), "other data": told(lambda: fit(table=other))}
 
 
 def own_batches(folder: str) -> dict[str, Any]:
@@ -443,6 +460,8 @@ def main(file: str) -> None:
             found[key] = run(nodes, each, lightning_fit, str(folder / key), nodes, each, column, solver, **data)
         found |= run(1, 1, lambda: {key: [lightning_fit(str(folder / key), nodes, each, column, solver, **data)]
                                     for key, (nodes, each, column, solver, data) in alone.items()})[0]  # fmt: skip
+        share = sleep | {"read": "share"}
+        found["resumed"] = run(1, 1, resumed, name, folder / "row groups.ckpt", **share)
         found["own batches"] = run(1, 2, own_batches, name)
         commands = mistakes(folder)
         told = run(1, 2, lambda: {key: command(*given) for key, given in commands.items()})

@@ -25,7 +25,7 @@ LAYERS = (
     ("optim",),
     ("metrics",),
     ("data",),
-    ("summary",),
+    ("summary", "natural_scale", "term_tables"),
     ("result",),
     ("report", "figures", "fit"),
     ("nn",),

@@ -9,11 +9,9 @@ import torch
 
 from openreml_nn import FitResult, fit
 from openreml_nn.covariance import (
-    AR1Matrix,
     CovariancePropagation,
     DiagonalMatrix,
     DummyMatrix,
-    KroneckerProduct,
     ScalarMatrix,
     Sum,
 )
@@ -23,65 +21,6 @@ from openreml_nn.data import MixedModel, Term
 def fitted(table: str, fixed: str, **terms: object) -> FitResult:
     model = MixedModel(table, fixed, **terms)  # type: ignore[arg-type]
     return fit(model.V, model.y, model.X, x_names=model.x_names)
-
-
-@pytest.fixture(scope="module")
-def alpha() -> FitResult:
-    return fitted("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
-
-
-@pytest.fixture(scope="module")
-def slopes() -> FitResult:
-    return fitted("sleepstudy", "Reaction ~ Days", random={"Subject": Term("Subject", "1 + Days")})
-
-
-@pytest.fixture(scope="module")
-def dyestuff2() -> FitResult:
-    return fitted("dyestuff2", "Yield ~ 1", random=["Batch"])
-
-
-# Standard errors on the natural scale from the average information, by an independent dense program.
-STANDARD_ERRORS = {
-    "dyestuff": [1432.751252384143, 707.6149236755348],
-    "penicillin": [0.226365216819454, 2.3676095794543306, 0.039881369695242586],
-    "pastes": [2.3493927859397963, 2.7755412885497437, 0.17505884724857526],
-    "john_alpha": [0.05207808, 0.03734386, 0.02029195],
-    "sleepstudy": [288.783, 46.6785, 14.7821, 77.1855],
-}
-TERMS: dict[str, tuple[str, dict]] = {
-    "dyestuff": ("Yield ~ 1", {"random": ["Batch"]}),
-    "penicillin": ("diameter ~ 1", {"random": ["plate", "sample"]}),
-    "pastes": ("strength ~ 1", {"random": ["batch", "batch:cask"]}),
-    "john_alpha": ("yield ~ rep", {"random": ["gen", "rep:block"]}),
-    "sleepstudy": ("Reaction ~ Days", {"random": {"Subject": Term("Subject", "1 + Days")}}),
-}
-
-
-@pytest.mark.parametrize("name", STANDARD_ERRORS)
-def test_standard_errors_of_variance_parameters(name: str) -> None:
-    fixed, terms = TERMS[name]
-    result = fitted(name, fixed, **terms)
-    np.testing.assert_allclose(result.variance["std_error"], STANDARD_ERRORS[name], rtol=1e-4)
-
-
-def test_standard_errors_are_the_delta_method(slopes: FitResult) -> None:
-    V, theta = slopes.V, slopes.theta
-    J = torch.func.jacrev(V.natural)(theta).numpy()
-    expected = np.sqrt(np.diag(J @ slopes.theta_cov @ J.T))
-    np.testing.assert_allclose(slopes.variance["std_error"], expected)
-
-
-def test_standard_error_of_a_correlation() -> None:
-    """nlme's Ovary example: AR(1) within mares and a random intercept."""
-    table = MixedModel("ovary", "follicles ~ 1", random=["Mare"])
-    assert len(table.y) == 308
-    result = fitted(
-        "ovary", "follicles ~ 1", random=["Mare"], residual=Term("Mare", within="idx", covariance=AR1Matrix)
-    )
-    assert result.converged
-    row = result.variance.set_index("name").filter(like="rho", axis=0).iloc[0]
-    assert -1.0 < row["estimate"] < 1.0
-    assert 0.0 < row["std_error"] < 0.2
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -94,35 +33,6 @@ def test_variance_table(alpha: FitResult) -> None:
     assert table["share"].sum() == pytest.approx(1.0)
     np.testing.assert_allclose(table["share"], table["estimate"] / table["estimate"].sum())
     assert not table[["boundary", "fixed"]].to_numpy().any()
-
-
-def test_shares_of_terms_with_several_parameters(slopes: FitResult) -> None:
-    table = slopes.variance
-    assert np.isnan(table["share"]).tolist() == [False, True, True, False]
-    assert table["share"].sum() == pytest.approx(1.0)
-    diagonal = slopes.V.diagonal(slopes.theta).mean()
-    assert table["share"].iloc[-1] == pytest.approx(float(table["estimate"].iloc[-1] / diagonal))
-
-
-def test_share_of_a_term_that_is_tied_to_another() -> None:
-    """Two factors with one variance: one row, with the shares of both; a variance of its own has a row of its own."""
-    rng = np.random.default_rng(7)
-    left, right = DummyMatrix(rng.integers(0, 6, 60)), DummyMatrix(rng.integers(0, 6, 60))
-    G = ScalarMatrix(6)
-    both = CovariancePropagation(right, KroneckerProduct(ScalarMatrix(1), G))
-    y = torch.tensor(rng.normal(size=6)[left.codes] + rng.normal(size=6)[right.codes] + rng.normal(size=60))
-    result = fit(Sum(a=CovariancePropagation(left, G), b=CovariancePropagation(right, G), residual=ScalarMatrix(60)), y)
-    sigma2, noise = result.variance["estimate"]
-    np.testing.assert_allclose(result.variance["share"], np.array([2.0 * sigma2, noise]) / (2.0 * sigma2 + noise))
-    V = Sum(a=CovariancePropagation(left, G), b=both, residual=ScalarMatrix(60))
-    V.set_theta(torch.log(torch.tensor([1.0, 2.0, 3.0])))
-    V.set_no_grad([0, 1, 2])
-    np.testing.assert_allclose(fit(V, y).variance["share"], np.array([1.0, 4.0, 9.0]) / 14.0)
-
-
-def test_share_of_a_single_structure() -> None:
-    y = torch.randn(20, dtype=torch.float64)
-    assert fit(AR1Matrix(20), y).variance["share"].tolist() == [1.0, pytest.approx(math.nan, nan_ok=True)]
 
 
 def test_boundary(dyestuff2: FitResult) -> None:
@@ -184,43 +94,6 @@ def test_fixed_effects_table(slopes: FitResult) -> None:
     np.testing.assert_allclose(np.sqrt(np.diag(slopes.beta_cov)), table["std_error"])
 
 
-def test_random_effects_by_term_effect_and_level(slopes: FitResult) -> None:
-    """lme4's conditional modes of subject 308: 2.26 and 9.20."""
-    table = slopes.blup("Subject")
-    assert list(table.columns) == ["term", "effect", "level", "blup", "pev"]
-    assert len(table) == 36
-    subject = table[table["level"] == "S308"].set_index("effect")
-    assert f"{subject['blup'].iloc[0]:.2f}" == "2.26"
-    assert f"{subject['blup'].iloc[1]:.2f}" == "9.20"
-    assert subject.index[1] == "Days"
-    assert (table["pev"] > 0).all()
-
-
-def test_random_effects_of_all_terms(alpha: FitResult) -> None:
-    table = alpha.blup()
-    assert table["term"].unique().tolist() == ["gen", "rep:block"]
-    assert len(table) == 24 + 18
-    assert table.query("term == 'gen' and level == 'G01'")["blup"].item() == pytest.approx(0.501184, abs=1e-6)
-    assert "R1:B1" in set(table["level"])
-    with pytest.raises(KeyError, match="no random term 'genotype'; there are \\['gen', 'rep:block'\\]"):
-        alpha.blup("genotype")
-
-
-def test_no_random_term() -> None:
-    result = fit(ScalarMatrix(10), torch.randn(10, dtype=torch.float64))
-    assert result.blup().empty
-    assert list(result.blup().columns) == ["term", "effect", "level", "blup", "pev"]
-
-
-def test_levels_without_names() -> None:
-    Z = torch.eye(5, dtype=torch.float64).repeat(4, 1)
-    result = fit(
-        Sum(a=CovariancePropagation(Z, ScalarMatrix(5)), residual=ScalarMatrix(20)),
-        torch.randn(20, dtype=torch.float64),
-    )
-    assert result.blup()["level"].tolist() == ["0", "1", "2", "3", "4"]
-
-
 def test_predictions(alpha: FitResult) -> None:
     X = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
     gen = DummyMatrix(["G01", "G24", "none"], levels=alpha.blup("gen")["level"], unknown="zero")
@@ -279,14 +152,6 @@ def test_result_is_a_value(alpha: FitResult) -> None:
     assert isinstance(alpha.variance, pd.DataFrame)
     assert alpha.theta.dtype == torch.float64
     assert not alpha.theta.requires_grad
-
-
-@pytest.mark.parametrize("unit", [1e-8, 1e6, 1e8])
-def test_standard_errors_in_any_unit(slopes: FitResult, unit: float) -> None:
-    model = MixedModel("sleepstudy", "Reaction ~ Days", random={"Subject": Term("Subject", "1 + Days")})
-    again = fit(model.V, model.y * unit, model.X)
-    theirs = slopes.variance["std_error"].to_numpy()
-    assert again.variance["std_error"].to_numpy() / unit**2 == pytest.approx(theirs, rel=1e-6)
 
 
 def test_a_result_does_not_change_with_what_is_fixed_later() -> None:

@@ -153,12 +153,27 @@ class Effects:
         """Whether groups are independent and alike, so that V can be had for some of them alone."""
         return self.groups is not None and self.term.relationship is None
 
+    @property
+    def num_observed(self) -> int:
+        """Number of groups that have records."""
+        return 1 if self.groups is None else len(self.groups.observed)
+
+    @property
+    def group_columns(self) -> list[str]:
+        """Columns of the groups; none where all rows are one group."""
+        return [] if self.groups is None else self.groups.columns
+
+    def over(self, groups: Factor) -> "Effects":
+        """The same effects over other groups."""
+        effects = copy(self)
+        effects.groups = groups
+        return effects
+
     def only(self, frame: pd.DataFrame) -> tuple["Effects", np.ndarray]:
         """The effects of the groups that some rows of the table have, for ``separate`` ones; the groups' places."""
         assert self.groups is not None
-        part = copy(self)
-        part.groups, places = self.groups.only(frame)
-        return part, places
+        groups, places = self.groups.only(frame)
+        return self.over(groups), places
 
     def covariance(self, frame: pd.DataFrame) -> CovariancePropagation:
         """Z G Z' over the rows of the table."""

@@ -64,7 +64,7 @@ class Design:
         return _finite(matrix, self.where)
 
 
-def parse_fixed(text: str, table: pd.DataFrame) -> tuple[SimpleFormula, SimpleFormula]:
+def parse_fixed(text: str) -> tuple[SimpleFormula, SimpleFormula]:
     """Left and right side of ``"yield ~ rep"``; raises a ValueError unless there is one response."""
     formula = _parse(text, "the fixed formula")
     if isinstance(formula, SimpleFormula) or not isinstance(getattr(formula, "lhs", None), SimpleFormula):

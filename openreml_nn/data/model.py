@@ -7,33 +7,22 @@ names the column or the term.
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from openreml_nn.covariance import IncidenceMatrix, Matrix, Sum
+from openreml_nn.covariance import IncidenceMatrix, Matrix
+from openreml_nn.data.coding import Coding, coding_of_all
 from openreml_nn.data.columns import complete_rows, log, require_columns, tidy, tidy_like
-from openreml_nn.data.effects import Effects, coded_columns, columns_of_term
-from openreml_nn.data.factors import Factor
-from openreml_nn.data.formulas import (
-    columns_of,
-    design,
-    levels_in,
-    parse_design,
-    parse_fixed,
-    require_row_by_row,
-    response,
-)
-from openreml_nn.data.residual import Residual, check_residual, is_plain
-from openreml_nn.data.specification import check_names, check_random, named_terms
+from openreml_nn.data.effects import Effects
+from openreml_nn.data.formulas import columns_of, response
+from openreml_nn.data.residual import check_residual
+from openreml_nn.data.specification import RESPONSE, Specification
 from openreml_nn.data.tables import TableLike, read_table
 from openreml_nn.data.terms import Term, TermLike
 from openreml_nn.solvers.ranks import ALONE, Ranks
-
-FIXED = "the fixed formula"
 
 
 @dataclass(frozen=True)
@@ -65,18 +54,28 @@ class MixedModel:
             such short forms gives each a term of its name, ``["rep", "block"]`` that of ``"rep:block"``.
         residual: One residual term, several by name, or None for σ² I.
         missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out, counted and logged.
+        ranks: Processes of which each gives a table of some rows of its own; all of them make the model together. They
+            exchange rows that have every level and learn the coding from them. Functions of all rows, such as
+            ``scale``, are then refused in formulas.
+        own: With ``ranks``, independent terms whose groups have all their records on one process; V gets the groups of
+            this process, and the others do not hear of them.
 
     Attributes:
         y: Response, float64, shape (n,); values of another type are converted, which is logged once.
         X: Design of the fixed effects, float64, shape (n, p); it may be rank deficient.
         x_names: Names of the columns of X.
         V: Covariance of y: a sum with an operand for each random term, then ``residual`` or the named residual terms.
+        specification: The formula and the terms.
+        coding: Levels and codings of all rows.
+        frame: Tidy columns of the rows, shape (n, columns used).
         response: Name of the response.
         rows: Labels of the rows that were kept, from the table's index.
         dropped: Number of rows that were dropped.
 
     Raises:
-        ValueError: The table, the formula or a term cannot be used; the message names the column or term.
+        TypeError: A term is none.
+        ValueError: The table, the formula or a term cannot be used; the message names the column or term. With
+            ``ranks`` it is raised on all processes together.
 
     Example:
         >>> from openreml_nn.data import MixedModel
@@ -85,11 +84,7 @@ class MixedModel:
         ['gen/sigma^2', 'rep:block/sigma^2', 'residual/sigma^2']
     """
 
-    y: Tensor
-    X: Tensor
     V: Matrix
-    effects: dict[str, Effects]
-    _residuals: dict[str, Residual]
 
     def __init__(
         self,
@@ -98,207 +93,70 @@ class MixedModel:
         random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None = None,
         residual: Mapping[str, Term] | Term | None = None,
         missing: str = "error",
+        *,
+        ranks: Ranks | None = None,
+        own: Collection[str] = (),
     ) -> None:
-        whole = read_table(table)
-        if len(whole) == 0:
+        whole, together = read_table(table), ranks or ALONE
+        if ranks is None and len(whole) == 0:
             raise ValueError("The table has no rows.")
-        chosen, keep = self._specify(whole, fixed, random, residual, missing)
-        self._positions = np.flatnonzero(keep)
-        frame = tidy(chosen[keep])
-        self._learn(frame)
-        self._fill(frame)
-        self._check(len(frame), {})
-        check_residual(self.residual, frame)
-        if bool((self.y == self.y[0]).all()):
-            raise ValueError(_constant(self.response, float(self.y[0]), len(frame)))
+        self.specification = Specification(fixed, random, residual)
+        records = together.together(lambda: self.specification.records(whole, missing))
+        self.rows, self.dropped, self._positions = records.labels, records.dropped, records.positions
+        if ranks is None:
+            self.frame = tidy(records.frame)
+            self.coding = Coding(self.specification, self.frame)
+        else:
+            self.coding, self.frame = coding_of_all(self.specification, records.frame, own, ranks)
+        together.together(self._fill)
+        self._check(together, own)
 
-    @classmethod
-    def of_share(
-        cls,
-        table: pd.DataFrame,
-        fixed: str,
-        random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None,
-        residual: Mapping[str, Term] | Term | None,
-        missing: str,
-        own: Collection[str],
-        ranks: Ranks,
-    ) -> "MixedModel":
-        """The model of a table of which each of several processes has read some rows; all of them call this.
+    def _fill(self) -> None:
+        """y, X and V of the rows."""
+        fixed = self.coding.fixed
+        self.x_names = fixed.names
+        self.response, values = response(self.specification.left, self.frame)
+        self.y = _as_float64(values, self.response)
+        self.X = torch.from_numpy(fixed.values if self.frame is self.coding.frame else fixed.of(self.frame))
+        self.V = self.coding.covariance(self.frame, self._positions)
+        check_residual(self.specification.residual, self.frame)
 
-        They exchange rows that together have every level, but for the groups of the terms in ``own``, and learn the
-        coding from them.
-
-        Args:
-            table: The rows of this process.
-            fixed: As for the class, without functions of all rows such as ``scale``.
-            random: As for the class.
-            residual: As for the class.
-            missing: As for the class.
-            own: Independent terms whose groups have all their records on one process; V gets those of this process.
-            ranks: The processes.
-
-        Raises:
-            ValueError: As for the class, on all processes together.
-        """
-        model = cls.__new__(cls)
-        chosen, keep = ranks.together(lambda: model._specify(table, fixed, random, residual, missing))
-        kept = chosen[keep].reset_index(drop=True)
-        few = kept[ranks.together(lambda: model._representatives(kept, own))]
-        coding = pd.concat(ranks.objects(few), ignore_index=True)
-        ranks.together(lambda: model._learn_share(tidy(coding), kept, own))
-        counts = {name: ranks.count(len(model.correlated[name].groups.observed)) for name in own}  # type: ignore[union-attr]
-        model._check(ranks.count(len(kept)), counts)
-        least, most = (-float(ranks.largest(-model.y.min())), float(ranks.largest(model.y.max())))
-        if least == most:
-            raise ValueError(_constant(model.response, most, ranks.count(len(kept))))
-        return model
-
-    @classmethod
-    def outline(
-        cls,
-        table: pd.DataFrame,
-        fixed: str,
-        random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None,
-        residual: Mapping[str, Term] | Term | None,
-    ) -> "MixedModel":
-        """A model of its terms alone, with a V that has their parameters; without y and X.
-
-        Args:
-            table: Rows that have every level on which a parameter of V depends.
-            fixed: As for the class.
-            random: As for the class.
-            residual: As for the class.
-        """
-        model = cls.__new__(cls)
-        chosen, keep = model._specify(table, fixed, random, residual, "drop")
-        model._positions = np.flatnonzero(keep)
-        model._learn_terms(tidy(chosen[keep]))
-        model.V = model._covariance(model._frame)
-        return model
-
-    def _representatives(self, kept: pd.DataFrame, own: Collection[str]) -> np.ndarray:
-        """Which rows to send to the others: the first one of each level that they need to know."""
-        if len(kept) == 0:
-            raise ValueError("There are no rows. Take fewer processes.")
-        require_row_by_row(self._sides[0], "the response")
-        require_row_by_row(self._sides[1], FIXED)
-        for name, term in (self.random | self.residual).items():
-            require_row_by_row(parse_design(term.design, f"term {name!r}"), f"term {name!r}")
-        chosen = np.zeros(len(kept), dtype=bool)
-        chosen[:2] = True
-        for columns in self._coded(kept, own):
-            chosen |= ~kept.duplicated(columns).to_numpy()
-        return chosen
-
-    def _coded(self, table: pd.DataFrame, own: Collection[str]) -> list[list[str]]:
-        """Columns, or lists of columns, whose values are levels, but for the groups of the terms in ``own``."""
-        lists = [[column] for column in levels_in(self._sides[1], table)]
-        for name, term in (self.random | self.residual).items():
-            lists += coded_columns(term, table, name, groups=name not in own)
-        return lists
-
-    def _learn_share(self, coding: pd.DataFrame, kept: pd.DataFrame, own: Collection[str]) -> None:
-        """Learn from rows of all processes that have all levels, and take up the rows of this one."""
-        self._positions = np.arange(len(kept))
-        self._learn(coding)
-        shared = {column for columns in self._coded(kept, own) for column in columns}
-        groups = {name: self.correlated[name].groups.columns for name in own}  # type: ignore[union-attr]
-        used = {column for columns in groups.values() for column in columns}
-        alone = sorted(used - shared)
-        frame = tidy_like(kept, coding, [str(column) for column in kept if column not in alone])
-        frame[alone] = tidy(kept[alone])
-        for name, columns in groups.items():
-            effects = copy(self.correlated[name])
-            effects.groups = Factor(columns, frame)
-            self._replace(name, effects)
-        check_residual(self.residual, frame)
-        self._fill(frame)
-
-    def _replace(self, name: str, effects: Effects) -> None:
-        """Take other effects for a term, without a change to a model that this one is a copy of."""
-        if name in self.effects:
-            self.effects = self.effects | {name: effects}
-            return
-        residual = copy(self._residuals[name])
-        residual.effects = effects
-        self._residuals = self._residuals | {name: residual}
-
-    def _specify(
-        self, whole: pd.DataFrame, fixed: str, random: Any, residual: Any, missing: str
-    ) -> tuple[pd.DataFrame, np.ndarray]:
-        """Read the formula and the terms; returns the columns that they use, and which rows to keep."""
-        whole = whole.set_axis([str(column) for column in whole.columns], axis=1)
-        self.fixed, self.random = fixed, named_terms(random)
-        self.residual = {"residual": residual or Term()} if not isinstance(residual, Mapping) else dict(residual)
-        check_names(self.random, self.residual)
-        left, right = parse_fixed(fixed, whole)
-        self._sides, self._fixed_columns = (left, right), columns_of(right, whole, FIXED)
-        used = [*columns_of(left, whole, "the response"), *self._fixed_columns]
-        for name, term in (self.random | self.residual).items():
-            used += columns_of_term(name, term, whole)
-        chosen = whole[list(dict.fromkeys(used))]
-        keep = complete_rows(chosen, missing)
-        self.rows, self.dropped = whole.index[keep], int((~keep).sum())
-        return chosen, keep
-
-    def _learn(self, frame: pd.DataFrame) -> None:
-        """Levels, codings and terms, from rows that have all levels."""
-        self._design = design(self._sides[1], frame, FIXED)
-        self.x_names = self._design.names
-        self._learn_terms(frame)
-
-    def _learn_terms(self, frame: pd.DataFrame) -> None:
-        self._frame = frame
-        self.effects = {name: Effects(name, term, frame) for name, term in self.random.items()}
-        self._residuals = {name: Residual(name, term, frame) for name, term in self.residual.items()}
-
-    def _fill(self, frame: pd.DataFrame) -> None:
-        """y, X and V of some rows."""
-        self.response, values = response(self._sides[0], frame)
-        self.y = _checked_response(values, self.response)
-        same = frame is self._frame
-        self.X = torch.from_numpy(self._design.values if same else self._design.of(frame))
-        self.V = self._covariance(frame)
-
-    def _check(self, n: int, counts: Mapping[str, int]) -> None:
-        """Raise a ValueError that names a term whose variance cannot be told; ``counts`` are levels counted before."""
+    def _check(self, ranks: Ranks, own: Collection[str]) -> None:
+        """Raise a ValueError on all processes where the rows of all of them do not make a model."""
+        n, terms = ranks.count(len(self.y)), self.correlated
+        counts = {name: ranks.count(terms[name].num_observed) for name in own}
         if n < 2:
             raise ValueError(f"The response {self.response!r} has {n} value. A model needs at least two.")
-        plain = len(self.residual) == 1 and is_plain(next(iter(self.residual.values())))
-        for name, effects in self.effects.items():
-            check_random(effects, n, plain, counts.get(name))
-
-    def _covariance(self, frame: pd.DataFrame) -> Sum:
-        return Sum(
-            {name: effects.covariance(frame) for name, effects in self.effects.items()}
-            | {name: residual.covariance(frame, self._positions) for name, residual in self._residuals.items()}
-        )
+        self.coding.check(n, counts)
+        least, most = -float(ranks.largest(-self.y.min())), float(ranks.largest(self.y.max()))
+        if least == most:
+            raise ValueError(
+                f"The response {self.response!r} is constant ({most:g} in all {n} rows). Check the column."
+            )
 
     @property
     def correlated(self) -> dict[str, Effects]:
         """The terms by which rows are correlated: the random ones, and residual ones with groups or ``within``."""
-        residuals = {name: own.effects for name, own in self._residuals.items() if own.effects is not None}
-        return self.effects | residuals
+        return self.coding.correlated
 
     def part(self, rows: np.ndarray, own: Collection[str] = ()) -> tuple["MixedModel", dict[str, np.ndarray]]:
         """The model over some of its rows, in the coding of all of them.
 
         Args:
-            rows: Positions of the rows.
+            rows: Positions of the rows, shape (m,).
             own: `correlated` terms of which V gets the levels of these rows alone; they must be `Effects.separate`.
 
         Returns:
             The model, and for each of ``own`` the places of its levels among all of them.
         """
-        part, places = copy(self), {}
-        part._frame = frame = self._frame.iloc[rows].reset_index(drop=True)
+        part = copy(self)
+        part.frame = self.frame.iloc[rows].reset_index(drop=True)
         part.y, part.X = self.y[rows], self.X[rows]
         part.rows, part._positions = self.rows[rows], self._positions[rows]
-        for name in own:
-            effects, places[name] = self.correlated[name].only(frame)
-            part._replace(name, effects)
-        part.V = part._covariance(frame)
-        return part, places
+        found = {name: self.correlated[name].only(part.frame) for name in own}
+        part.coding = self.coding.with_effects({name: effects for name, (effects, _) in found.items()})
+        part.V = part.coding.covariance(part.frame, part._positions)
+        return part, {name: places for name, (_, places) in found.items()}
 
     def design(self, new_table: TableLike, ranks: Ranks = ALONE) -> NewRows:
         """Designs of new rows, coded as in the fit; the response is not needed.
@@ -315,31 +173,42 @@ class MixedModel:
         """
         new = read_table(new_table)
         new = new.set_axis([str(column) for column in new.columns], axis=1)
-        needed = [*self._fixed_columns, *(c for e in self.effects.values() for c in e.design.columns)]
-        exact = tidy_like(new, self._frame, dict.fromkeys(needed))
+        effects, fixed = self.coding.effects, self.coding.fixed
+        needed = [*fixed.columns, *(column for own in effects.values() for column in own.design.columns)]
+        exact = tidy_like(new, self.coding.frame, dict.fromkeys(needed))
         Z, unseen = {}, {}
-        for name, effects in self.effects.items():
-            levels = dict.fromkeys(column for factor in effects.factors for column in factor.columns)
+        for name, own in effects.items():
+            levels = dict.fromkeys(column for factor in own.factors for column in factor.columns)
             require_columns(levels, new, f"term {name!r}")
             other = new[[column for column in levels if column not in exact]].reset_index(drop=True)
             frame = pd.concat([exact, other], axis=1)
-            Z[name], unseen[name] = effects.Z(frame), effects.Z(frame, unseen=True)
+            Z[name], unseen[name] = own.Z(frame), own.Z(frame, unseen=True)
         known = {name: ranks.largest((design.codes >= 0).to(torch.uint8)).bool() for name, design in Z.items()}
         if ranks.size > 1:
             unseen = {name: design.where(~known[name]) for name, design in unseen.items()}
-        return NewRows(torch.from_numpy(self._design.of(exact)), Z, known, unseen)
+        return NewRows(torch.from_numpy(fixed.of(exact)), Z, known, unseen)
+
+    def new_response(self, new_table: TableLike) -> Tensor:
+        """The response of new rows, float64, shape (m,).
+
+        Args:
+            new_table: Rows with the columns of the response.
+
+        Raises:
+            ValueError: A column is not there, or a value is missing, infinite or no number.
+        """
+        new, side = read_table(new_table), self.specification.left
+        columns = new[columns_of(side, new, RESPONSE)]
+        complete_rows(columns, "error")
+        return torch.from_numpy(response(side, tidy(columns))[1].astype(np.float64))
 
     def __repr__(self) -> str:
-        random = ", ".join(self.random) or "none"
-        n = f"n={len(self.y)}" if hasattr(self, "y") else "without rows"  # as an outline has none
-        return f"MixedModel({self.fixed!r}, random: {random}, residual: {', '.join(self.residual)}, {n})"
+        given = self.specification
+        random, residual = ", ".join(given.random) or "none", ", ".join(given.residual)
+        return f"MixedModel({given.fixed!r}, random: {random}, residual: {residual}, n={len(self.y)})"
 
 
-def _constant(name: str, value: float, n: int) -> str:
-    return f"The response {name!r} is constant ({value:g} in all {n} rows). Check the column."
-
-
-def _checked_response(values: np.ndarray, name: str) -> Tensor:
+def _as_float64(values: np.ndarray, name: str) -> Tensor:
     y = torch.from_numpy(np.array(values, dtype=np.float64))
     if values.dtype != np.float64:
         log.warning("The response %r is %s and was converted to float64.", name, values.dtype)

@@ -1,6 +1,7 @@
 """From a residual term and a table to its part of V. Without groups each row is its own, and V stays a diagonal."""
 
 from collections.abc import Mapping
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,14 @@ class Residual:
         return DiagonalPropagation(
             self.design.of(frame), make(structure, Levels(self.design.names), self.name, EFFECTS)
         )
+
+    def with_effects(self, effects: Effects | None) -> "Residual":
+        """The same term over other effects; itself where there are none."""
+        if effects is None:
+            return self
+        residual = copy(self)
+        residual.effects = effects
+        return residual
 
 
 def check_residual(terms: Mapping[str, Term], frame: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from openreml_nn.data.shards import runs
+from openreml_nn.data.shards import assign
 from openreml_nn.data.tables import find_table
 from openreml_nn.solvers.block_pattern import blocks_of_rows
 from openreml_nn.solvers.ranks import Ranks
@@ -126,17 +126,7 @@ class LevelScan:
 
     def owners(self, terms: Sequence[str]) -> np.ndarray | None:
         """Process of each combination, the levels of some terms whole; None where there are fewer than processes."""
-        codes = [self.codes(term) for term in terms]
-        block = blocks_of_rows(len(self.levels), codes)
-        first = np.full(block.max() + 1, len(self.levels))
-        np.minimum.at(first, block, codes[0])
-        order = np.argsort(first, kind="stable")
-        if len(order) < self.ranks.size:
-            return None
-        run = np.empty(len(order), dtype=np.int64)
-        counts = np.bincount(block, weights=self.levels["rows"]).astype(np.int64)
-        run[order] = runs(counts[order], self.ranks.size)
-        return run[block]
+        return assign([self.codes(term) for term in terms], self.ranks.size, self.levels["rows"].to_numpy())
 
     def largest_block(self, terms: Sequence[str]) -> int:
         """Rows of the largest block that some terms link."""

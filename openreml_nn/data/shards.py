@@ -62,16 +62,10 @@ def share_rows(model: MixedModel, whole: Sequence[str], size: int, may_tear: boo
     n = len(model.y)
     require_rows(n, size)
     if whole:
-        codes = [_codes(model, name) for name in whole]
-        block = blocks_of_rows(n, codes)
-        first = np.full(block.max() + 1, codes[0].max() + 1)
-        np.minimum.at(first, block, np.where(codes[0] < 0, codes[0].max() + 1, codes[0]))
-        order = np.argsort(first, kind="stable")
-        if len(order) >= size:
-            run = np.empty(len(order), dtype=np.int64)
-            run[order] = runs(np.bincount(block)[order], size)
+        owner = assign([_codes(model, name) for name in whole], size)
+        if owner is not None:
             own = [name for name in whole if model.correlated[name].separate]
-            return Shards(run[block], own, " and ".join(whole))
+            return Shards(owner, own, " and ".join(whole))
         if not may_tear:
             return None
     return Shards(np.arange(n) * size // n, [], "rows")
@@ -81,6 +75,29 @@ def require_rows(n: int, size: int) -> None:
     """Raise a ValueError where there are more processes than rows."""
     if n < size:
         raise ValueError(f"{size} processes cannot share {n} row{'s' * (n > 1)}. Take at most {n}.")
+
+
+def assign(codes: list[np.ndarray], size: int, counts: np.ndarray | None = None) -> np.ndarray | None:
+    """Process of each of some rows, so that each level is on one process, in the order of the first term's levels.
+
+    Args:
+        codes: Level of each row in each of some terms, shape (n,); −1 for none.
+        size: Number of processes.
+        counts: Number of records that each row stands for, shape (n,); one where left out.
+
+    Returns:
+        Shape (n,); None where the terms link the rows into fewer blocks than there are processes.
+    """
+    block = blocks_of_rows(len(codes[0]), codes)
+    last = codes[0].max() + 1  # the place of rows without a level
+    first = np.full(block.max() + 1, last)
+    np.minimum.at(first, block, np.where(codes[0] < 0, last, codes[0]))
+    order = np.argsort(first, kind="stable")
+    if len(order) < size:
+        return None
+    run = np.empty(len(order), dtype=np.int64)
+    run[order] = runs(np.bincount(block, weights=counts).astype(np.int64)[order], size)
+    return run[block]
 
 
 def runs(counts: np.ndarray, size: int) -> np.ndarray:
@@ -104,7 +121,7 @@ def runs(counts: np.ndarray, size: int) -> np.ndarray:
 
 def require_same_table(model: MixedModel, ranks: Ranks) -> None:
     """Raise a ValueError on all processes where they have read different tables; the message says in what."""
-    frame = model._frame
+    frame = model.frame
     columns = {str(name): str(frame[name].dtype.name) for name in frame.columns}
     digest = hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
     tables = ranks.objects((columns, len(frame), digest))

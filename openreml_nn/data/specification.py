@@ -1,9 +1,110 @@
-"""The terms of a model as a user gives them: their names, and what can be wrong with them."""
+"""The formula and the terms of a model as a user gives them: their names, their columns, and what can be wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from openreml_nn.data.effects import Effects
+import numpy as np
+import pandas as pd
+
+from openreml_nn.data.columns import complete_rows
+from openreml_nn.data.effects import coded_columns, columns_of_term
+from openreml_nn.data.formulas import columns_of, parse_design, parse_fixed, require_row_by_row
 from openreml_nn.data.terms import Term, TermLike, as_term
+
+FIXED, RESPONSE = "the fixed formula", "the response"  # what errors call the sides of the formula
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a table that a model uses.
+
+    Attributes:
+        frame: The columns that it uses, as they are in the table, rows numbered from 0.
+        labels: Label of each row, from the table's index, shape (n,).
+        positions: Place of each row in the table, shape (n,).
+        dropped: Number of rows with missing values that were left out.
+    """
+
+    frame: pd.DataFrame
+    labels: pd.Index
+    positions: np.ndarray
+    dropped: int
+
+
+class Specification:
+    """A mixed model without its table. Arguments are those of `MixedModel`.
+
+    Attributes:
+        fixed: The fixed formula.
+        random: Random terms by name.
+        residual: Residual terms by name; ``residual`` is the name of one that has none.
+        left: Left side of the formula, the response.
+        right: Its right side, the fixed effects.
+
+    Raises:
+        TypeError: A term is none.
+        ValueError: The formula cannot be read, or a name of a term cannot be used.
+    """
+
+    def __init__(
+        self,
+        fixed: str,
+        random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None = None,
+        residual: Mapping[str, Term] | Term | None = None,
+    ) -> None:
+        self.fixed, self.random = fixed, named_terms(random)
+        self.residual = dict(residual) if isinstance(residual, Mapping) else {"residual": residual or Term()}
+        check_names(self.random, self.residual)
+        self.left, self.right = parse_fixed(fixed)
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """Random and residual terms by name."""
+        return self.random | self.residual
+
+    def fixed_columns(self, table: pd.DataFrame) -> list[str]:
+        """Columns that the fixed effects use; raises a ValueError for names that the table does not have."""
+        return columns_of(self.right, table, FIXED)
+
+    def columns(self, table: pd.DataFrame) -> list[str]:
+        """Columns that the model uses; raises a ValueError for names that the table does not have."""
+        used = [*columns_of(self.left, table, RESPONSE), *self.fixed_columns(table)]
+        for name, term in self.terms.items():
+            used += columns_of_term(name, term, table)
+        return list(dict.fromkeys(used))
+
+    def level_columns(self, table: pd.DataFrame, groups_of: Collection[str]) -> list[list[str]]:
+        """Columns, or lists of columns, whose values are levels of the terms.
+
+        Args:
+            table: The table.
+            groups_of: Names of the terms whose groups are wanted too.
+        """
+        parts = [coded_columns(term, table, name, groups=name in groups_of) for name, term in self.terms.items()]
+        return [columns for part in parts for columns in part]
+
+    def records(self, table: pd.DataFrame, missing: str) -> Records:
+        """The records of a table.
+
+        Args:
+            table: The table.
+            missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out.
+
+        Raises:
+            ValueError: A column is not there, values are missing or infinite, or no row is left.
+        """
+        table = table.set_axis([str(column) for column in table.columns], axis=1)
+        chosen = table[self.columns(table)]
+        keep = complete_rows(chosen, missing)
+        frame = chosen[keep].reset_index(drop=True)
+        return Records(frame, table.index[keep], np.flatnonzero(keep), int((~keep).sum()))
+
+    def require_row_by_row(self) -> None:
+        """Raise a ValueError that names a part of a formula whose value in a row depends on other rows."""
+        require_row_by_row(self.left, RESPONSE)
+        require_row_by_row(self.right, FIXED)
+        for name, term in self.terms.items():
+            require_row_by_row(parse_design(term.design, f"term {name!r}"), f"term {name!r}")
 
 
 def named_terms(random: Mapping[str, TermLike] | Sequence[str | list[str]] | str | None) -> dict[str, Term]:
@@ -27,42 +128,6 @@ def named_terms(random: Mapping[str, TermLike] | Sequence[str | list[str]] | str
     if twice:
         raise ValueError(f"The random term {twice[0]!r} is given twice. Leave one out.")
     return dict(zip(names, terms, strict=True))
-
-
-def check_random(effects: Effects, n: int, plain_residual: bool, count: int | None = None) -> None:
-    """Raise a ValueError that names a random term whose variance cannot be told from the mean or from the residual.
-
-    Args:
-        effects: The term over its table.
-        n: Number of rows.
-        plain_residual: Whether the residual is σ² I.
-        count: Number of groups with records; those of ``effects`` when left out.
-    """
-    name, term = effects.name, effects.term
-    count = count or (1 if effects.groups is None else len(effects.groups.observed))
-    if effects.cells:
-        if count * len(effects.effects) == 1:
-            raise ValueError(f"Term {name!r} has one level of `within`, so that nothing varies. Leave the term out.")
-        return
-    if count == 1 and (term.groups is not None or len(effects.effects) == 1):
-        which = f"{effects.groups.observed[0]!r} of {effects.groups.name!r}" if effects.groups else "all rows"
-        raise ValueError(f"Term {name!r} has one level ({which}), so that it has no variance. Leave the term out.")
-    if count == 1 and term.covariance is None:
-        raise ValueError(
-            f"Term {name!r} has no groups and {len(effects.effects)} effects, whose covariances cannot be estimated. "
-            f"Give a `covariance` with few parameters, such as ScalarMatrix, or `groups`."
-        )
-    if (
-        plain_residual
-        and term.relationship is None
-        and (term.covariance is None or len(effects.effects) == 1)
-        and (count * len(effects.effects) >= n)
-    ):
-        what = f"{count} levels" + (f" × {len(effects.effects)} effects" if len(effects.effects) > 1 else "")
-        raise ValueError(
-            f"Term {name!r} has {what} for {n} rows, so that it is confounded with the residual σ² I. Leave the term "
-            f"out, give it a `relationship` between its levels, or give the residual another structure."
-        )
 
 
 def check_names(random: Mapping[str, Term], residual: Mapping[str, Term]) -> None:

@@ -14,6 +14,13 @@ from openreml_nn.lightning.module import REMLModule
 from openreml_nn.report import write_result, write_text
 
 
+def reml_module(module: L.LightningModule, callback: Callback) -> REMLModule:
+    """The module of a Trainer; raises a TypeError that names the callback where it is no `REMLModule`."""
+    if not isinstance(module, REMLModule):
+        raise TypeError(f"`{type(callback).__name__}` needs a `REMLModule`, got {type(module).__name__}.")
+    return module
+
+
 class ConvergenceCallback(Callback):
     """Stops the Trainer when the fit of a `REMLModule` has ended, and warns where it did not converge.
 
@@ -27,7 +34,7 @@ class ConvergenceCallback(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        module = _reml(pl_module, self)
+        module = reml_module(pl_module, self)
         talks, at = self.verbose and trainer.is_global_zero, module.progress
         if talks and at is not None:
             before = "  (before the step)" if math.isnan(at.step_length) and not at.done else ""
@@ -39,7 +46,7 @@ class ConvergenceCallback(Callback):
                 print(f"Stopped: {module.ended}.")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = _reml(pl_module, self)
+        module = reml_module(pl_module, self)
         if module.converged or module.progress is None or not trainer.is_global_zero:
             return
         if module.ended:
@@ -52,7 +59,7 @@ class ConvergenceCallback(Callback):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = _reml(pl_module, self)
+        module = reml_module(pl_module, self)
         if not module.idle or not trainer.is_global_zero:
             return
         has = f": the checkpoint already has {trainer.global_step} steps" if trainer.global_step else ""
@@ -68,7 +75,8 @@ class ResultFiles(Callback):
 
     The files are ``variance_parameters.csv``, ``fixed_effects.csv``, ``random_effects.csv`` and ``fit.json``. After
     Ctrl-C they hold the last complete step, as a fit that did not converge; the checkpoint of that step is the
-    ``ModelCheckpoint``'s. On several processes, which may stand at different steps then, nothing is written.
+    ``ModelCheckpoint``'s. Several processes may stand at different steps then, and nothing is written: a fit from that
+    checkpoint with as many ``max_epochs`` as it has steps writes its results.
 
     Args:
         folder: Where to write; the Trainer's log folder when left out.
@@ -82,24 +90,26 @@ class ResultFiles(Callback):
         self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if _reml(pl_module, self).idle:  # `on_train_end` is not called then
+        if reml_module(pl_module, self).idle:  # `on_train_end` is not called then
             self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)) or not trainer.is_global_zero:
             return
-        module = _reml(pl_module, self)
+        module = reml_module(pl_module, self)
         steps = module.progress.iteration if module.progress else 0
         reason = f"interrupted after {steps} complete step{'s' * (steps != 1)}"
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         goes_on = f" It goes on from the checkpoint {checkpoint}" if checkpoint else ""
+        if goes_on and trainer.world_size > 1:
+            goes_on += f"; with `max_epochs` {steps} its results are written from there"
         if module.progress is not None and trainer.world_size == 1 and not module.ended:
             module.last_complete_step()
             self._write(trainer, pl_module, reason)
         print(f"The fit was {reason}.{goes_on}")
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str = "") -> None:
-        folder, result = _log_folder(trainer, self.folder), _reml(pl_module, self).result()
+        folder, result = _log_folder(trainer, self.folder), reml_module(pl_module, self).result()
         if reason:
             result = replace(result, converged=False, reason=reason)
         if trainer.is_global_zero:
@@ -141,9 +151,3 @@ def _log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
     """The folder asked for, else the Trainer's log folder; all processes must call this."""
     logged = trainer.log_dir
     return Path(folder or logged or trainer.default_root_dir)
-
-
-def _reml(module: L.LightningModule, callback: Callback) -> REMLModule:
-    if not isinstance(module, REMLModule):
-        raise TypeError(f"`{type(callback).__name__}` needs a `REMLModule`, got {type(module).__name__}.")
-    return module

@@ -11,13 +11,16 @@ import torch
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.data import MixedModel, Term, TermLike, read_table
-from openreml_nn.data.columns import complete_rows, tidy
-from openreml_nn.data.formulas import columns_of, parse_fixed, response
 from openreml_nn.data.shards import require_same_table, share_rows
 from openreml_nn.data.shared import SharedTable
 from openreml_nn.lightning.batches import Batch, NewRowsBatch, OneBatch
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.solvers import Ranks, choose_solver, processes
+
+NOT_READ = (
+    "With `read='share'` rows are read when the Trainer begins, and there are none yet. Give this data module to a "
+    "Trainer, or take `read='whole'`."
+)
 
 
 class MixedModelDataModule(L.LightningDataModule):
@@ -40,7 +43,9 @@ class MixedModelDataModule(L.LightningDataModule):
             ``scale``, are then refused in formulas.
 
     Attributes:
-        model: The `MixedModel` of the table; with ``read="share"`` of the rows of this process, once they are read.
+        batch: The rows of this process; None where they are not read yet.
+        validation_rows: The rows to validate on, where there are any.
+        predict_rows: The rows to predict, where there are any.
 
     Raises:
         ValueError: A table, the formula or a term cannot be used; the message names the column or term.
@@ -60,37 +65,48 @@ class MixedModelDataModule(L.LightningDataModule):
         super().__init__()
         if read not in ("whole", "share"):
             raise ValueError(f"`read` must be 'whole' or 'share', got {read!r}.")
-        self.table, self.fixed = table, fixed
+        self.table = table
         self._limit: int | float | None = None
         self._tables = (validation_table, predict_table)
         self._moved: dict[int, tuple[Any, torch.device, Any]] = {}  # batches, and themselves on a device
         self.validation_rows: NewRowsBatch | None = None
         self.predict_rows: NewRowsBatch | None = None
         self.batch: Batch | None = None
-        self._shared = None
+        self._shared: SharedTable | None = None
+        self._model: MixedModel | None = None
         if read == "share":
             if isinstance(table, pd.DataFrame):
                 raise ValueError("`read='share'` needs the path of a Parquet table, got a DataFrame.")
             self._shared = SharedTable(table, fixed, random, residual, missing)
-            self.model = self._shared.outline
             return
-        self.model = MixedModel(table, fixed, random, residual, missing)
-        self._whole = Batch(self.model.y, self.model.X, self.model.x_names)
-        self._take(self.model, self._whole)
+        self._model = model = MixedModel(table, fixed, random, residual, missing)
+        self._whole = Batch(model.y, model.X, model.x_names)
+        self._take(model, self._whole)
+
+    @property
+    def model(self) -> MixedModel:
+        """The model of the table; with ``read="share"`` of the rows of this process.
+
+        Raises:
+            ValueError: These rows are not read yet.
+        """
+        if self._model is None:
+            raise ValueError(NOT_READ)
+        return self._model
 
     @property
     def covariance(self) -> Matrix:
         """V, the covariance of the records; with ``read="share"`` one with its parameters, for some other rows."""
-        return self.model.V if self._shared is None else self._shared.outline.V
+        return self.model.V if self._shared is None else self._shared.V
 
     def describe(self) -> dict[str, str]:
         """The model in words, for loggers."""
-        table = "DataFrame" if isinstance(self.table, pd.DataFrame) else str(self.table)
+        given = (self._shared or self.model).specification
         return {
-            "table": table,
-            "fixed": self.fixed,
-            "random": ", ".join(self.model.random),
-            "residual": ", ".join(self.model.residual),
+            "table": "DataFrame" if isinstance(self.table, pd.DataFrame) else str(self.table),
+            "fixed": given.fixed,
+            "random": ", ".join(given.random),
+            "residual": ", ".join(given.residual),
         }
 
     def setup(self, stage: str) -> None:
@@ -110,7 +126,7 @@ class MixedModelDataModule(L.LightningDataModule):
         if not isinstance(module, REMLModule):
             raise TypeError(f"`read='share'` needs a `REMLModule`, got {type(module).__name__}.")
         share = table.share(module.asked_solver, ranks)
-        model, self.model = share.model, share.model
+        self._model = model = share.model
         text = share.text + ("" if share.ranks.size > 1 or not share.text else _together(share.choice.solver.name))
         self._take(model, Batch(model.y, model.X, model.x_names, model.V, share.ranks, text, share.choice))
 
@@ -161,10 +177,7 @@ class MixedModelDataModule(L.LightningDataModule):
             ValueError: They are not read yet.
         """
         if self.batch is None:
-            raise ValueError(
-                "With `read='share'` rows are read when the Trainer begins, and there are none yet. Give this data "
-                "module to a Trainer, or take `read='whole'`."
-            )
+            raise ValueError(NOT_READ)
         return self.batch
 
     def train_dataloader(self) -> OneBatch:
@@ -192,15 +205,8 @@ class MixedModelDataModule(L.LightningDataModule):
         new = np.array([(~known).tolist() for known in rows.known.values()], dtype=bool)
         names = np.array(list(rows.known), dtype=object)
         unseen = ["; ".join(names[column]) for column in new.reshape(len(names), len(table)).T]
-        y = self._response(table) if with_response else None
+        y = model.new_response(table) if with_response else None
         return NewRowsBatch(batch, rows.X, dict(rows.Z), dict(rows.unseen), y, table.assign(new_levels=unseen))
-
-    def _response(self, table: pd.DataFrame) -> torch.Tensor:
-        """The response of new rows, as the fit has it."""
-        side, _ = parse_fixed(self.fixed, table)
-        columns = table[columns_of(side, table, "the response")]
-        complete_rows(columns, "error")
-        return torch.from_numpy(response(side, tidy(columns))[1].astype(np.float64))
 
 
 def _together(solver: str) -> str:

@@ -7,7 +7,6 @@ together. Loss, gradient and information of a step are those of all rows, the sa
 left that `DistributedDataParallel` could average, and its own messages are left out.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -16,43 +15,26 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.nn.functional import gaussian_nll_loss
 from torch.optim import Optimizer
-from torchmetrics.functional import mean_squared_error
 
-from openreml_nn.covariance import Matrix, Sum
-from openreml_nn.fit import (
-    ALL_FIXED,
-    OBJECTIVES,
-    build_result,
-    column_names,
-    start_theta,
-    theta_covariance,
-    warn_of_aliased,
-)
+from openreml_nn.covariance import Matrix
+from openreml_nn.fit import ALL_FIXED, OBJECTIVES, start_theta, theta_covariance
 from openreml_nn.lightning.batches import Batch, NewRowsBatch
+from openreml_nn.lightning.measure import measured_progress
+from openreml_nn.lightning.new_rows import errors, predictions
+from openreml_nn.lightning.prepared import PreparedBatch
+from openreml_nn.lightning.records import FitRecord
+from openreml_nn.natural_scale import natural_scale
 from openreml_nn.objectives import Objective
-from openreml_nn.optim import (
-    Average,
-    AverageInformation,
-    Direction,
-    Geometry,
-    Progress,
-    StepControl,
-    newton_decrement,
-    require_estimable,
-)
-from openreml_nn.optim.host import to_host
-from openreml_nn.result import FitResult, natural_scale
-from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver, processes
+from openreml_nn.optim import Average, AverageInformation, Direction, Geometry, Progress, StepControl
+from openreml_nn.result import FitResult
+from openreml_nn.solvers import ALONE, Problem, Ranks, Solver, processes
 
 SECOND_ORDER, FIRST_ORDER = 1e-12, 1e-8  # Newton decrements at which a fit has converged
-_STATE = "openreml_nn"
 
 
 class REMLModule(L.LightningModule):
@@ -105,14 +87,10 @@ class REMLModule(L.LightningModule):
         self.start = torch.tensor(start, dtype=torch.float64) if isinstance(start, (list, tuple)) else start
         self.make_optimizer, self.rank, self.asked_solver = optimizer, rank, solver
         self.history: list[Progress] = []
-        self._fitted: Batch | None = None
-        self._digests: dict[str, str] = {}
+        self._prepared: PreparedBatch | None = None
         self._idle = False
-        self._problem: Problem | None = None
-        self._x_names: list[str] = []
-        self._evaluation: Evaluation | None = None
         self._theta, self._information = covariance.theta.detach(), np.zeros((0, 0))
-        self._resumed: dict[str, Any] = {}
+        self._resumed = FitRecord()
         self._trials, self._began, self._seconds = 0, math.nan, 0.0
         self._world: Ranks = ALONE
         self._result: tuple[Tensor, int, FitResult] | None = None
@@ -142,6 +120,11 @@ class REMLModule(L.LightningModule):
         return bool(self.ended) if self.progress is None else self.progress.converged
 
     @property
+    def problem(self) -> Problem | None:
+        """The prepared problem of the rows of this process; None before the module has seen data."""
+        return None if self._prepared is None else self._prepared.problem
+
+    @property
     def idle(self) -> bool:
         """Whether the Trainer's last fit made no step, as from a checkpoint that has reached its `max_epochs`."""
         return self._idle
@@ -156,32 +139,30 @@ class REMLModule(L.LightningModule):
             ValueError: The module has seen no data.
         """
         self._join_data()
-        at = (self.covariance.theta.detach(), len(self.history))
-        if self._result is not None and self._result[1] == at[1] and torch.equal(self._result[0], at[0]):
-            return self._result[2]
-        if self._problem is None:
+        if self._result is not None:
+            theta, steps, result = self._result
+            if steps == len(self.history) and torch.equal(theta, self.covariance.theta):
+                return result
+        if self._prepared is None:
             loader = self._trainer.train_dataloader if self._idle and self._trainer is not None else None
             if loader is None:
                 raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
             self._begin(Batch.of(next(iter(loader))))
-        assert self._problem is not None
         with torch.inference_mode(False), torch.no_grad():
-            theta, evaluation = self.covariance.theta.detach(), self._evaluation
-            if evaluation is None or not torch.equal(evaluation.theta, theta):
-                evaluation = self._evaluation = self._problem.evaluate(theta)
-            self._problem.V.set_theta(theta)  # one of this process's rows has its own parameters
-            sharing = "" if self._fitted is None else self._fitted.sharing
-            result = build_result(
-                self.objective, evaluation, self.history, self._x_names, self._seconds, sharing=sharing
-            )
-            result.settle()
-        self._result = (theta, len(self.history), result) if self._world.size > 1 else None
+            result = self._in_hand().result(self.history, self._seconds)
+        at = (self.covariance.theta.detach(), len(self.history))
+        self._result = (*at, result) if self._world.size > 1 else None  # as one process may ask again alone
         return result
+
+    def _in_hand(self) -> PreparedBatch:
+        """The data that the module has seen last."""
+        assert self._prepared is not None
+        return self._prepared
 
     def _join_data(self) -> None:
         """Lightning takes a module to the CPU when a fit ends; V belongs where the data have stayed."""
-        if self._problem is not None and self.covariance.theta.device != self._problem.fixed.e.device:
-            self.covariance.to(self._problem.fixed.e.device)
+        if self._prepared is not None and self.covariance.theta.device != self._prepared.batch.y.device:
+            self.covariance.to(self._prepared.batch.y.device)
 
     def last_complete_step(self) -> None:
         """Take back a step that was cut off: the thetas are those after the last one in ``history``."""
@@ -220,12 +201,12 @@ class REMLModule(L.LightningModule):
             raise ValueError(f"On several processes there is nothing to fit: {ALL_FIXED}. Take one process.")
 
     def on_fit_start(self) -> None:
-        self._fitted = self._problem = self._evaluation = self._result = None
+        self._prepared = self._result = None
         self._began, self._idle = time.perf_counter(), True
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
-            self.history, self._resumed, self._seconds = [], {}, 0.0
+            self.history, self._resumed, self._seconds = [], FitRecord(), 0.0
         self._began -= self._seconds
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -234,15 +215,11 @@ class REMLModule(L.LightningModule):
 
     def _begin(self, batch: Batch) -> None:
         if self._prepare(batch) and self.trainer.global_step == 0:
-            assert self._problem is not None
-            self.covariance.set_theta(self._world.first(start_theta(self._problem, self.start)))
+            self.covariance.set_theta(self._world.first(start_theta(self._in_hand().problem, self.start)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        assert self._problem is not None
-        self._evaluation = None  # freed before the next one is made
-        self._evaluation = self._problem.evaluate(self.covariance.theta)
         self._trials += 1
-        return self._world.same_loss(-self.objective.loglik(self._evaluation))
+        return self._world.same_loss(-self.objective.loglik(self._in_hand().evaluate(self.covariance.theta)))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if loss.requires_grad:
@@ -256,16 +233,17 @@ class REMLModule(L.LightningModule):
         self._seconds = time.perf_counter() - self._began
 
     def _step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
-        inner = getattr(optimizer, "optimizer", optimizer)
+        inner = _inner(optimizer)
         if self.ended:  # nothing is free, or it goes on from the checkpoint of the last step
             optimizer_closure()
         elif isinstance(inner, AverageInformation):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            self.history.append(self._own(inner))
+            self._theta, self._information = self.covariance.theta.detach(), inner.information
+            self.history.append(inner.progress)
         else:
             before, self._trials = self.covariance.theta.detach(), 0
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            self.history.append(self._foreign(before))
+            self._measure(before)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Give callbacks what they may monitor, as ``self.log`` would at a millisecond for each step."""
@@ -274,111 +252,47 @@ class REMLModule(L.LightningModule):
             values = {name: torch.tensor(getattr(self.progress, name), dtype=torch.float64) for name in names}
             self.trainer.callback_metrics.update(values)
 
-    def _own(self, optimizer: AverageInformation) -> Progress:
-        """Progress of `AverageInformation`, which knows it."""
-        self._theta, self._information = self.covariance.theta.detach(), optimizer.information
-        return optimizer.progress
-
-    def _foreign(self, before: Tensor) -> Progress:
-        """Progress of another optimizer: at the thetas that it evaluated last, before it moved them.
+    def _measure(self, before: Tensor) -> None:
+        """Progress of an optimizer that does not tell it: at the thetas that it evaluated last, before it moved them.
 
         Where the score is zero there, the step is taken back, so that the fit ends where it was found to.
         """
-        V, evaluation = self.covariance, self._evaluation
+        evaluation = self._in_hand().evaluation
         assert evaluation is not None
+        progress, self._information = measured_progress(
+            self.objective, evaluation, self._current_information(), before, self.tolerance, len(self.history) + 1,
+            self._trials,
+        )  # fmt: skip
         self._theta = evaluation.theta.detach()
-        free = [p for p in V.theta_parameters() if p.requires_grad]
-        gradient = torch.cat([p.grad if p.grad is not None else torch.zeros_like(p) for p in free])
-        steps = torch.stack([V.theta, self._theta]) - before
-        loglik, g, H, moved = to_host(self.objective.loglik(evaluation), -gradient, self._current_information(), steps)
-        self._information, decrement = H, newton_decrement(H, g)
-        done = decrement <= self.tolerance
-        if done:
-            V.set_theta(self._theta)
-        return Progress(
-            iteration=len(self.history) + 1,
-            loglik=float(loglik),
-            score_norm=float(np.linalg.norm(g)),
-            decrement=decrement,
-            step_norm=float(np.linalg.norm(moved[int(done)])),
-            step_length=math.nan,
-            trials=self._trials,
-            condition=float(np.linalg.cond(H)),
-            held=(0,) * len(g),
-            done=done,
-            converged=done,
-            reason="the score is zero" if done else "",
-        )
+        if progress.done:
+            self.last_complete_step()
+        self.history.append(progress)
 
     def _current_information(self) -> Tensor:
-        assert self._evaluation is not None
-        return self._world.first(self.direction.information(self.objective, self._evaluation))
+        evaluation = self._in_hand().evaluation
+        assert evaluation is not None
+        return self._world.first(self.direction.information(self.objective, evaluation))
 
     # ---- the data ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, batch: Batch) -> bool:
-        """Prepare the problem of a batch; False if it is the one that is there already."""
-        if self._fitted is not None and self._fitted.same_as(batch):
+        """Prepare the problem of a batch; False if it is the one that is there already.
+
+        Raises:
+            ValueError: In training there are other data already; or as `PreparedBatch`.
+        """
+        if self._prepared is not None and self._prepared.batch.same_as(batch):
             return False
-        if self._fitted is not None and self.trainer.training:
+        if self._prepared is not None and self.trainer.training:
             raise ValueError(
                 "`REMLModule` got a second batch with other data. A mixed model is fitted to all records at once: "
                 "use `MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one pair (y, X)."
             )
-        self._evaluation = self._result = None
-        self._digests = {}
-        self._check_resumed(batch)
-        self._require_known_sharing(batch)
-        if batch.choice is not None:
-            self.objective.choice = batch.choice
-        V, solver = self._covariance_of(batch), self.objective.solver
-        self._problem = solver.prepare_shared(V, batch.y, batch.X, batch.ranks, rank=self.rank)
-        self._x_names = column_names(self._problem, batch.X, batch.x_names)
-        warn_of_aliased(self._problem, self._x_names)
-        if self.objective.method == "REML":
-            require_estimable(self._problem)
-        self._fitted = batch
+        self._result = None
+        if self._prepared is not None:
+            self._prepared.evaluation = None  # freed before the other problem is made
+        self._prepared = PreparedBatch(batch, self.objective, self.rank, self._world, self._resumed.data)
         return True
-
-    def _covariance_of(self, batch: Batch) -> Matrix:
-        """V of the records of a batch, at the thetas of the module and with the same ones fixed."""
-        V = self.covariance
-        if batch.V is None:
-            return V
-        if batch.V.param_names != V.param_names:
-            raise ValueError(
-                f"The batch has a V with the parameters {batch.V.param_names}, and the module's has {V.param_names}. "
-                f"Make both from one model."
-            )
-        batch.V.set_theta(V.theta.detach())
-        batch.V.set_no_grad(index=V.no_grad_index)
-        return batch.V
-
-    def _require_known_sharing(self, batch: Batch) -> None:
-        """Raise a ValueError on all processes where they have different records and the batch does not say so."""
-        if self._world.size == 1 or batch.ranks.size > 1:
-            return
-        prints = self._world.objects(fingerprint(batch, self.covariance))
-        other = next((place for place, own in enumerate(prints) if own != prints[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"Process {other + 1} of {self._world.size} has other data than process 1: "
-                f"{difference(prints[0], prints[other])}. Use `MixedModelDataModule`, or a `Batch` with `V`, of the "
-                f"rows of a process, and `ranks`."
-            )
-
-    def _check_resumed(self, batch: Batch) -> None:
-        """Raise a ValueError where the data are not those of the fit in the checkpoint."""
-        before = self._resumed.get("data")
-        if not before:
-            return
-        self._digests = fingerprint(batch, self.covariance)
-        if before != self._digests:
-            raise ValueError(
-                f"The checkpoint is of a fit to other data: {difference(before, self._digests)}. A fit goes on from "
-                f"its own table, and BLUEs and BLUPs are recomputed from it. Give the table of the fit; rows to "
-                f"predict or to validate on are a table of their own."
-            )
 
     # ---- validation and prediction -----------------------------------------------------------------------------------
 
@@ -386,102 +300,46 @@ class REMLModule(L.LightningModule):
         with torch.inference_mode(False), torch.enable_grad():
             self._prepare(Batch.of(batch))
             theta = self.covariance.theta.detach().requires_grad_()
-            loglik = self.objective.loglik(self._problem.evaluate(theta))  # type: ignore[union-attr]
+            loglik = self.objective.loglik(self._in_hand().problem.evaluate(theta))
             (score,) = torch.autograd.grad(loglik, theta)
         free = self.covariance.free_index
         values = {"val/loglik": loglik.detach(), "val/score_norm": score[free].norm()}
         if isinstance(batch, NewRowsBatch) and batch.y is not None:
-            values |= self._errors(batch.y, batch)
+            values |= errors(self.result(), batch, batch.y)
         self.log_dict(values, batch_size=1, sync_dist=self._world.size > 1)
 
-    def _errors(self, y: Tensor, batch: NewRowsBatch) -> dict[str, Tensor]:
-        """Error of predictions, and their negative log density where the residual variance of a new row is known."""
-        result = self.result()
-        predicted = torch.tensor(result.predict(batch.X, batch.Z, batch.unseen).to_numpy()).to(y)
-        mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.variance_beside(batch.Z)
-        values = {"val/rmse": mean_squared_error(mean, y, squared=False)}
-        most, minus_least = batch.fitted.ranks.largest(torch.stack([residual.max(), -residual.min()]))
-        if torch.allclose(most, -minus_least):
-            values["val/nlpd"] = gaussian_nll_loss(mean, y, variance + most, full=True, eps=0.0)
-        return values
-
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Predictions for new rows: their table with ``new_levels``, ``prediction`` and ``std_error`` of Xβ + Zu."""
+        """Predictions for new rows: their table with ``new_levels``, ``prediction`` and ``std_error`` of Xβ + Zu.
+
+        Raises:
+            TypeError: The batch has no new rows.
+        """
         if not isinstance(batch, NewRowsBatch):
             raise TypeError("`REMLModule` predicts new rows: give `MixedModelDataModule` a `predict_table`.")
         with torch.inference_mode(False), torch.no_grad():
             self._prepare(batch.fitted)
-            predicted = self.result().predict(batch.X, batch.Z, batch.unseen)
-        return pd.concat([batch.table, predicted.set_axis(batch.table.index)], axis=1)
+            return predictions(self.result(), batch)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._fitted is not None and not self._digests:
-            self._digests = fingerprint(self._fitted, self.covariance)
-        checkpoint[_STATE] = {
-            "parameters": self.covariance.natural_names,
-            "history": [vars(progress) for progress in self.history],
-            "seconds": self._seconds,
-            "data": self._digests or self._resumed.get("data"),
-            "optimizer": self._optimizer_name(),
-        }
-
-    def _optimizer_name(self) -> str | None:
-        """Class of the optimizer of the Trainer's fit; None where there is no fit."""
         optimizers = self._trainer.optimizers if self._trainer is not None else []
-        return type(getattr(optimizers[0], "optimizer", optimizers[0])).__name__ if optimizers else None
-
-    def _check_optimizer(self, before: str | None) -> None:
-        """Raise a ValueError where a fit is to go on by another optimizer, whose state is not in the checkpoint."""
-        trainer = self._trainer
-        if before is None or trainer is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        now = type(self.configure_optimizers()).__name__
-        if now != before:
-            raise ValueError(
-                f"The checkpoint is of a fit by {before}, this one is by {now}. Go on with the same optimizer, or "
-                f"start a new fit without the checkpoint."
-            )
+        FitRecord(
+            parameters=self.covariance.natural_names,
+            history=self.history,
+            seconds=self._seconds,
+            data=self._resumed.data if self._prepared is None else self._prepared.fingerprint,
+            optimizer=type(_inner(optimizers[0])).__name__ if optimizers else None,
+        ).write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._fitted = self._problem = self._evaluation = None
-        self._resumed = checkpoint.get(_STATE, {})
-        before, names = self._resumed.get("parameters"), self.covariance.natural_names
-        if before not in (None, names):
-            raise ValueError(f"The checkpoint is of another model: it has the parameters {before}, this one {names}.")
-        self._check_optimizer(self._resumed.get("optimizer"))
-        self.history = [Progress(**progress) for progress in self._resumed.get("history", [])]
-        self._seconds = self._resumed.get("seconds", 0.0)
+        self._prepared, self._resumed = None, FitRecord.of(checkpoint)
+        self._resumed.require_parameters(self.covariance.natural_names)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._resumed.require_optimizer(type(self.configure_optimizers()).__name__)
+        self.history, self._seconds = list(self._resumed.history), self._resumed.seconds
 
 
-def fingerprint(batch: Batch, V: Matrix) -> dict[str, str]:
-    """What a fit depends on: the number of rows, and digests of y, of X, and of the numbers in each term of V."""
-    terms = dict(zip(V.operand_names, V.operand_list(), strict=True)) if isinstance(V, Sum) else {"V": V}
-    if batch.whole is None and batch.ranks.size > 1:  # in the order of the processes
-        own = [str(len(batch.y)), _digest([batch.y]), _digest([] if batch.X is None else [batch.X])]
-        rows, y, X = (" + ".join(parts) for parts in zip(*batch.ranks.objects(own), strict=True))
-        return {"number of rows": rows, "the response": y, "the fixed effects": X}
-    batch = batch.whole or batch
-    return {
-        "number of rows": str(len(batch.y)),
-        "the response": _digest([batch.y]),
-        "the fixed effects": _digest([] if batch.X is None else [batch.X]),
-    } | {f"the term {name!r}": _digest(term.buffers()) for name, term in terms.items()}
-
-
-def difference(before: dict[str, str], now: dict[str, str]) -> str:
-    """In what two fingerprints differ, in words."""
-    rows = [data.get("number of rows") for data in (before, now)]
-    if rows[0] != rows[1]:
-        return f"it had {rows[0]} rows, this table has {rows[1]}"
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return f"{' and '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
-
-
-def _digest(values: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        array = value.detach().cpu().contiguous()
-        digest.update((array.double() if array.is_floating_point() else array).numpy().tobytes())
-    return digest.hexdigest()
+def _inner(optimizer: Any) -> Optimizer:
+    """The optimizer in what Lightning has put around it."""
+    return getattr(optimizer, "optimizer", optimizer)

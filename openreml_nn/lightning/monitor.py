@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from openreml_nn.lightning.callbacks import _reml
+from openreml_nn.lightning.callbacks import reml_module
 from openreml_nn.lightning.data import MixedModelDataModule
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.result import FitResult
@@ -35,7 +35,7 @@ class TensorBoardMonitor(Callback):
         self._names: list[str] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._names = _reml(pl_module, self).covariance.natural_names
+        self._names = reml_module(pl_module, self).covariance.natural_names
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_custom_scalars(layout(self._names))
@@ -46,7 +46,7 @@ class TensorBoardMonitor(Callback):
         loggers = trainer.loggers if trainer.is_global_zero else []
         if not loggers or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        module = _reml(pl_module, self)
+        module = reml_module(pl_module, self)
         at = module.progress
         scalars = {} if at is None else {f"fit/{name}": float(getattr(at, name)) for name in COURSE}
         for name, estimate, se in zip(self._names, *module.natural_scale(), strict=True):
@@ -62,7 +62,7 @@ class TensorBoardMonitor(Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not boards:
             return
-        module = _reml(pl_module, self)
+        module = reml_module(pl_module, self)
         result = module.result()  # on all processes, which may share the rows
         if not trainer.is_global_zero:
             return

@@ -1,4 +1,9 @@
-"""Metrics of mixed models for torchmetrics, each also a function in `functional` (an index)."""
+"""Metrics of mixed models for torchmetrics, each also a function in `functional` (an index).
+
+In a ``torchmetrics.MetricCollection`` those of predictions take ``(preds, target, variance, known)``, by position or
+by name, and beside other metrics by name; those of other things take keywords alone, so that none is given the wrong
+thing.
+"""
 
 from openreml_nn.metrics import functional
 from openreml_nn.metrics.estimates import CullisHeritability, FunctionOfEstimates, VarianceRatio

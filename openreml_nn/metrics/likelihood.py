@@ -29,7 +29,7 @@ class NegativeLogLikelihoodPerRow(SummedMetric):
         super().__init__(**kwargs)
         self.add_state("loss_and_rows", torch.zeros(2, dtype=torch.float64), "sum")
 
-    def update(self, loss: Tensor, rows: Tensor | int) -> None:
+    def update(self, loss: Tensor, *, rows: Tensor | int) -> None:
         """Add clusters.
 
         Args:

@@ -164,18 +164,30 @@ class IntervalWidth(RowScore):
         super().__init__("predicted_deviations", rows, **kwargs)
         self.level, self.quantile = level, normal_quantile("IntervalWidth", level)
 
-    def update(self, variance: Tensor, known: Tensor | None = None) -> None:
-        """Add rows.
+    def update(
+        self,
+        preds: Tensor | None = None,
+        target: Tensor | None = None,
+        variance: Tensor | float | None = None,
+        known: Tensor | None = None,
+    ) -> None:
+        """Add rows; the signature is that of the other scores, so that a collection calls all of them alike.
 
         Args:
-            variance: Variances of the observations about their predictions, shape (n,) or any other.
+            preds: Predicted means; they count only where ``variance`` is one number for all.
+            target: Observations; they do not count.
+            variance: Variances of the observations about their predictions, shape (n,) or any other; or one for all.
             known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
 
         Raises:
-            TypeError: ``variance`` is no real tensor, or ``known`` not one of truth values.
+            TypeError: There is no ``variance``, it is no real tensor, or ``known`` not one of truth values.
             ValueError: Shapes differ, or a variance is negative, missing or infinite.
         """
-        self.add(deviations("IntervalWidth", variance), known, variance.shape)
+        if variance is None:
+            raise TypeError("`IntervalWidth` needs the variances by name, `update(variance=...)`.")
+        if preds is not None and not isinstance(variance, Tensor):
+            variance = torch.full_like(preds, variance, dtype=torch.float64)
+        self.add(deviations("IntervalWidth", variance), known, variance.shape)  # type: ignore[arg-type,union-attr]
 
     def value(self, mean: Tensor) -> Tensor:
         return 2.0 * self.quantile * mean

@@ -38,8 +38,8 @@ class VarianceShare(SummedMetric):
         self.add_state("fixed_moments", no_moments(1), merge_moments)
         self.add_state("variance_sums", torch.zeros(3, dtype=torch.float64), "sum")
 
-    def update(self, fixed: Tensor, random_variance: Tensor | float, residual_variance: Tensor | float) -> None:
-        """Add rows.
+    def update(self, *, fixed: Tensor, random_variance: Tensor | float, residual_variance: Tensor | float) -> None:
+        """Add rows, by keywords: a collection with other metrics then cannot take one thing for another.
 
         Args:
             fixed: Fixed part Xβ̂, or f(x) of a network, of each row, shape (n,).
@@ -74,8 +74,8 @@ class MarginalR2(VarianceShare):
     Example:
         >>> import torch
         >>> metric = MarginalR2()
-        >>> metric.update(torch.tensor([1.0, 2.0]), random_variance=1.0, residual_variance=2.0)
-        >>> metric.update(torch.tensor([3.0]), random_variance=1.0, residual_variance=2.0)
+        >>> metric.update(fixed=torch.tensor([1.0, 2.0]), random_variance=1.0, residual_variance=2.0)
+        >>> metric.update(fixed=torch.tensor([3.0]), random_variance=1.0, residual_variance=2.0)
         >>> metric.compute()
         tensor(0.2500, dtype=torch.float64)
     """
@@ -107,8 +107,8 @@ class IntraclassCorrelation(SummedMetric):
         super().__init__(**kwargs)
         self.add_state("random_and_residual", torch.zeros(3, dtype=torch.float64), "sum")
 
-    def update(self, random_variance: Tensor | float, residual_variance: Tensor | float) -> None:
-        """Add rows; two numbers count as one row.
+    def update(self, *, random_variance: Tensor | float, residual_variance: Tensor | float) -> None:
+        """Add rows, by keywords; two numbers count as one row.
 
         Args:
             random_variance: z'Gz of each row, summed over the random terms, shape (n,), or one number for all.

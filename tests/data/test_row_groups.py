@@ -126,12 +126,12 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_outline_has_the_parameters_and_one_process_the_fit(name: str, file: Path) -> None:
+def test_V_has_the_parameters_and_one_process_the_fit(name: str, file: Path) -> None:
     shared, whole = SharedTable(file, **MODELS[name]), MixedModel(file, **MODELS[name])
-    assert shared.outline.V.param_names == whole.V.param_names
-    assert shared.outline.V.natural_names == whole.V.natural_names
-    assert torch.equal(shared.outline.V.theta, whole.V.theta)
-    assert shared.outline.V.no_grad_index == whole.V.no_grad_index
+    assert shared.V.param_names == whole.V.param_names
+    assert shared.V.natural_names == whole.V.natural_names
+    assert torch.equal(shared.V.theta, whole.V.theta)
+    assert shared.V.no_grad_index == whole.V.no_grad_index
     own = shared.share("auto", ALONE)
     assert own.text == ""
     ours, theirs = fit(own.model.V, own.model.y, own.model.X), fit(whole.V, whole.y, whole.X)
@@ -142,4 +142,4 @@ def test_kernels(tmp_path: Path) -> None:
     read_table("gblup150").to_parquet(tmp_path / "g.parquet")
     random = {"id": Term(read_table("gblup150").columns[0], relationship=Kernel("gblup150_K"))}
     shared = SharedTable(tmp_path / "g.parquet", "y ~ 1", random)
-    assert shared.outline.V.operand("id").Z.num_levels == 150  # type: ignore[operator, union-attr]
+    assert shared.V.operand("id").Z.num_levels == 150  # type: ignore[operator, union-attr]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from openreml_nn import fit
-from openreml_nn.covariance import AR1Matrix, UnstructuredMatrix
+from openreml_nn.covariance import AR1Matrix
 from openreml_nn.data import MixedModel, Term, read_table
-from openreml_nn.data.shards import require_same_table, runs, share_rows
+from openreml_nn.data.shards import assign, require_same_table, runs, share_rows
 from openreml_nn.solvers.ranks import Alone
 
 
@@ -43,12 +43,24 @@ def test_runs_are_of_about_equal_size() -> None:
     assert np.ptp(np.bincount(runs(counts, 7), weights=counts)) <= 20
 
 
+def test_assigned_levels_are_whole_and_in_their_order() -> None:
+    codes = np.array([2, 0, 1, 0, -1, 2, 3])
+    owner = assign([codes], 3)
+    assert owner is not None
+    assert owner.tolist() == [1, 0, 1, 0, 2, 1, 2]
+    weighed = assign([codes], 2, np.array([1, 9, 1, 9, 1, 1, 1]))
+    assert weighed is not None
+    assert weighed.tolist() == [1, 0, 1, 0, 1, 1, 1]
+    assert assign([codes, np.array([0, 0, 0, 1, 1, 1, 1])], 2) is None  # together they link all rows
+    assert assign([codes], 6) is None
+
+
 def test_levels_stay_whole(alpha: MixedModel) -> None:
     shards = share_rows(alpha, ["gen"], 5, may_tear=True)
     assert shards is not None
     assert shards.own == ["gen"]
     assert shards.text(5) == "5 processes; 15 + 15 + 12 + 15 + 15 rows by gen"
-    gen = alpha._frame["gen"]
+    gen = alpha.frame["gen"]
     assert (pd.Series(shards.owner).groupby(gen.to_numpy()).nunique() == 1).all()
 
 
@@ -104,7 +116,7 @@ def test_all_rows_are_a_part(alpha: MixedModel) -> None:
 
 def test_other_tables(alpha: MixedModel) -> None:
     require_same_table(alpha, Pretended(own_table(alpha)))
-    columns = {name: str(dtype.name) for name, dtype in alpha._frame.dtypes.items()}
+    columns = {name: str(dtype.name) for name, dtype in alpha.frame.dtypes.items()}
     with pytest.raises(
         ValueError, match=r"Process 2 of 2 has another table .* its column 'yield' is int64, not float64"
     ):
@@ -126,53 +138,3 @@ def own_table(model: MixedModel) -> Any:
 
     require_same_table(model, Asked())
     return said[0]
-
-
-# ---- a process that has read its rows only ---------------------------------------------------------------------------
-
-
-def share(table: pd.DataFrame, fixed: str, random: Any, own: list[str], **options: Any) -> MixedModel:
-    return MixedModel.of_share(table, fixed, random, options.get("residual"), options.get("missing", "error"), own,
-                               Alone())  # fmt: skip
-
-
-def test_a_share_of_all_rows_is_the_model() -> None:
-    table = read_table("sleepstudy").sample(frac=1.0, random_state=0)
-    random = {"Subject": Term("Subject", "1 + Days", UnstructuredMatrix)}
-    for own in ([], ["Subject"]):
-        ours, whole = share(table, "Reaction ~ Days", random, own), MixedModel(table, "Reaction ~ Days", random)
-        theta = torch.linspace(-0.5, 0.5, whole.V.num_params, dtype=torch.float64)
-        assert torch.equal(ours.V(theta), whole.V(theta))
-        assert torch.equal(ours.X, whole.X)
-        assert ours.x_names == whole.x_names
-        new = table.iloc[:3].assign(Subject=["new", "S308", "S309"])
-        for name in ("Z", "unseen"):
-            theirs = getattr(whole.design(new), name)["Subject"]
-            assert torch.equal(getattr(ours.design(new), name)["Subject"](), theirs())
-
-
-def test_formulas_of_all_rows_are_refused() -> None:
-    table = read_table("sleepstudy")
-    for fixed in (
-        "Reaction ~ scale(Days)",
-        "Reaction ~ bs(Days, df=4)",
-        "Reaction ~ lag(Days)",
-        "Reaction ~ I(Days - Days.mean())",
-    ):
-        with pytest.raises(ValueError, match="may depend on all rows"):
-            share(table, fixed, ["Subject"], ["Subject"])
-    with pytest.raises(ValueError, match="Term 'Subject' has 'poly"):
-        share(table, "Reaction ~ Days", {"Subject": Term("Subject", "1 + poly(Days, 2)")}, ["Subject"])
-    share(table, "log(Reaction) ~ C(Days) + I(Days ** 2)", ["Subject"], ["Subject"])
-
-
-def test_what_is_wrong_with_a_share() -> None:
-    table = read_table("sleepstudy")
-    with pytest.raises(ValueError, match=r"The response 'Reaction' is constant \(1 in all 180 rows\)"):
-        share(table.assign(Reaction=1.0), "Reaction ~ Days", ["Subject"], ["Subject"])
-    with pytest.raises(ValueError, match="no rows"):
-        share(table.iloc[:0], "Reaction ~ Days", ["Subject"], ["Subject"])
-    with pytest.raises(ValueError, match="Missing values in 'Days'"):
-        share(table.assign(Days=np.nan), "Reaction ~ Days", ["Subject"], ["Subject"])
-    with pytest.raises(ValueError, match="confounded with the residual"):
-        share(table.assign(row=np.arange(180)), "Reaction ~ Days", ["row"], ["row"])

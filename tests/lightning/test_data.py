@@ -25,10 +25,11 @@ def test_reads_at_once(data):
 def test_rows_that_are_shared_are_read_when_the_trainer_begins(tmp_path, trainer):
     read_table("sleepstudy").to_parquet(tmp_path / "s.parquet")
     datamodule = MixedModelDataModule(tmp_path / "s.parquet", "Reaction ~ Days", ["Subject"], read="share")
-    assert "without rows" in repr(datamodule.model)
-    for loader in (datamodule.train_dataloader, datamodule.val_dataloader, datamodule.predict_dataloader):
+    assert datamodule.describe()["random"] == "Subject"
+    loaders = (datamodule.train_dataloader, datamodule.val_dataloader, datamodule.predict_dataloader)
+    for ask in (*loaders, lambda: datamodule.model):
         with pytest.raises(ValueError, match="rows are read when the Trainer begins"):
-            loader()
+            ask()
     trainer().fit(REMLModule(datamodule.covariance), datamodule)
     assert len(datamodule.train_dataloader()) == 1
     assert "n=180" in repr(datamodule.model)

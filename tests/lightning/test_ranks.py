@@ -61,6 +61,12 @@ def test_what_is_said_of_sharing(on_processes: dict[str, Any]) -> None:
     assert [own["n"] for own in on_processes["row groups"]] == [59, 60, 60]
 
 
+def test_goes_on_from_a_checkpoint_of_more_processes(on_processes: dict[str, Any]) -> None:
+    (own,) = on_processes["resumed"]
+    assert own["loglik"] == pytest.approx(on_processes["sleep"][0]["loglik"], rel=1e-10)
+    assert "of a fit to other data: the response and the rows differ" in own["other data"]
+
+
 def test_batches_of_a_user(on_processes: dict[str, Any]) -> None:
     for own in on_processes["own batches"]:
         assert own["shares"] == pytest.approx(own["same"], rel=1e-12)

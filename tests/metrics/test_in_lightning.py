@@ -38,14 +38,14 @@ class Regression(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         loss = 0.5 * (y - self.weights(x)[:, 0]).square().sum()
-        self.likelihood(loss.detach(), len(y))
+        self.likelihood(loss.detach(), rows=len(y))
         self.log("train/loss", self.likelihood, on_step=True, on_epoch=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y = batch
         fixed = self.weights(x)[:, 0]
-        self.r2(fixed, 1.0, 2.0)
+        self.r2(fixed=fixed, random_variance=1.0, residual_variance=2.0)
         self.scores.update(preds=fixed, target=y, variance=3.0, known=x[:, 0] > 0)
         self.log("val/r2", self.r2)
         self.log_dict(self.scores)

@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+from torchmetrics import MetricCollection
+from torchmetrics.regression import MeanSquaredError
 
-from openreml_nn.metrics import IntervalCoverage, IntervalWidth, NegativeLogPredictiveDensity
+from openreml_nn.metrics import (
+    IntervalCoverage,
+    IntervalWidth,
+    IntraclassCorrelation,
+    MarginalR2,
+    NegativeLogLikelihoodPerRow,
+    NegativeLogPredictiveDensity,
+)
 
 ONE = torch.ones(4)
 KNOWN = torch.tensor([True, True, False, True])
@@ -37,3 +46,22 @@ def test_bad_input() -> None:
         metric.update(ONE, ONE, 1.0, KNOWN.reshape(2, 2))
     with pytest.raises(ValueError, match="`NegativeLogPredictiveDensity` needs variances greater than 0"):
         NegativeLogPredictiveDensity().update(ONE, ONE, 0.0)
+
+
+def test_positional_arguments_in_a_collection() -> None:
+    """Scores of predictions have one signature; a metric of other things refuses their arguments."""
+    scores = {"density": NegativeLogPredictiveDensity(), "coverage": IntervalCoverage(), "width": IntervalWidth()}
+    preds, target, known = torch.zeros(4), torch.tensor([-3.0, -1.0, 0.0, 1.5]), torch.tensor([True, True, False, True])
+    by_position, by_name = MetricCollection(scores).clone(), MetricCollection(scores).clone()
+    for variance in (torch.full((4,), 4.0), 4.0):
+        by_position.reset()
+        by_name.reset()
+        by_position.update(preds, target, variance, known)
+        by_name.update(preds=preds, target=target, variance=variance, known=known)
+        assert by_position.compute() == by_name.compute()
+    assert by_name.compute()["width"].item() == pytest.approx(2 * 1.959964 * 2.0)
+    for metric in (MarginalR2(), IntraclassCorrelation(), NegativeLogLikelihoodPerRow()):
+        with pytest.raises(TypeError, match="positional argument"):
+            MetricCollection([metric, MeanSquaredError()]).update(preds, target)
+    with pytest.raises(TypeError, match="needs the variances by name"):
+        IntervalWidth().update(preds)

@@ -1,0 +1,56 @@
+"""Variance parameters on the scale of a report, with standard errors by the delta method."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openreml_nn.covariance import Matrix
+from openreml_nn.optim.host import to_host
+
+
+def natural_scale(
+    V: Matrix, theta: Tensor, theta_cov: np.ndarray, held: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variance parameters on their natural scale and their standard errors, by the delta method.
+
+    Args:
+        V: Covariance of the observations.
+        theta: Raw thetas, shape (k,).
+        theta_cov: Their covariance, shape (k, k), NaN in rows of parameters that were not estimated.
+        held: −1 or 1 for a theta on its lower or upper boundary, else 0.
+
+    Returns:
+        (estimates, standard errors, which thetas each depends on); shapes (m,), (m,), (m, k). Estimates are at the
+        boundary where a theta is held there; the standard error is NaN where no estimated theta is involved.
+    """
+    on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
+    limit = torch.where(on == 0, theta, on * math.inf)
+    estimate, J = _natural_and_jacobian(V, theta, limit)
+    estimated = ~np.isnan(np.diag(theta_cov))
+    C = np.where(np.outer(estimated, estimated), theta_cov, 0.0)
+    depends = (J[:, estimated] != 0).any(axis=1)
+    variance = np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)
+    return estimate, np.where(depends, np.sqrt(variance), math.nan), J != 0
+
+
+def _natural_and_jacobian(V: Matrix, theta: Tensor, limit: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """``V.natural(limit)`` and the Jacobian of ``V.natural`` at θ, shapes (m,) and (m, k), in one message.
+
+    The Jacobian is a diagonal where a structure's natural parameters are elementwise.
+    """
+    leaves = [(leaf, index) for _, leaf, index in V.leaves()]
+    curved = [torch.func.jacfwd(leaf.natural)(theta[index]) for leaf, index in leaves if not _is_elementwise(leaf)]
+    estimate, slopes, *own = to_host(V.natural(limit), V.trans_grad(theta), *curved)
+    blocks = [np.zeros((0, len(theta)))]
+    for leaf, index in leaves:
+        block = np.diag(slopes[index]) if _is_elementwise(leaf) else own.pop(0)
+        blocks.append(np.zeros((len(block), len(theta))))
+        blocks[-1][:, index] = block
+    return estimate, np.concatenate(blocks)
+
+
+def _is_elementwise(leaf: Matrix) -> bool:
+    return type(leaf).natural is Matrix.natural
