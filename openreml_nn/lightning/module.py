@@ -228,7 +228,8 @@ class REMLModule(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         strategy = self.trainer.strategy
-        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+        sync = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with sync, self._in_hand().problem.threads():
             self._step(epoch, batch_idx, optimizer, optimizer_closure)
         self._seconds = time.perf_counter() - self._began
 

@@ -137,6 +137,10 @@ class Problem(ABC):
         """The problem of another y and X; a solver whose preparation depends on V keeps that."""
         return type(self)(self.V, fixed)
 
+    def moment_variances(self) -> dict[int, float]:
+        """Estimates at little cost: a variance for the index of each raw theta; empty where there are none to be had."""
+        return {}
+
     def threads(self) -> AbstractContextManager[None]:
         """For evaluations and what follows from them: one thread where they are short, else as many as there are."""
         return nullcontext()

@@ -77,6 +77,10 @@ class Coupling(ABC):
         """Numbers that are kept of it."""
 
     @abstractmethod
+    def squares(self) -> Tensor:
+        """Sums of the squares of the columns, shape (q,)."""
+
+    @abstractmethod
     def to_rest(self, blocks: Tensor) -> Tensor:
         """Σ_l C_l' ``blocks``_l, shape (q, m), for blocks of shape (s, m, L)."""
 
@@ -101,6 +105,9 @@ class DenseCoupling(Coupling):
 
     def numel(self) -> int:
         return self.C.numel()
+
+    def squares(self) -> Tensor:
+        return self.C.square().sum((0, 1))
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C.flatten(0, 1).mT @ blocks.transpose(1, 2).flatten(0, 1)
@@ -151,6 +158,9 @@ class SparseCoupling(Coupling):
 
     def numel(self) -> int:
         return len(self.to_levels.values)
+
+    def squares(self) -> Tensor:
+        return _sum_at(self.column, self.value.square().sum(0), self.shape[2])
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -30,6 +31,7 @@ from openreml_nn.solvers.cross_products import CrossProducts, cross_products, la
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations, inner
 from openreml_nn.solvers.layouts import DenseLayout, Layout
+from openreml_nn.solvers.moments import variances_by_moments
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.term_covariances import TermCovariances
@@ -186,6 +188,18 @@ class MixedModelProblem(Problem):
             self.products, self.plan.first, self.plan.rest, other.F, self.weight, fixed.ranks, self.own
         )
         return other
+
+    def moment_variances(self) -> dict[int, float]:
+        thetas, plan = self.covariances.variances, self.plan
+        if thetas is None or len(thetas.unique()) < len(thetas) or len(thetas) != len(self.names) + 1:
+            return {}
+        found = variances_by_moments(
+            self.products, self.n, self.p, self.sizes_of_rest, plan.first is not None, self.by_levels
+        )
+        order = [plan.first_index, *plan.rest_index] if plan.first is not None else plan.rest_index
+        index = thetas.tolist()
+        places = [index[0], *(index[1 + i] for i in order)]
+        return {} if np.isnan(found).any() else dict(zip(places, found.tolist(), strict=True))
 
     def threads(self) -> AbstractContextManager[None]:
         products = self.products
