@@ -1,5 +1,6 @@
 """The command line: ``openreml-nn fit|validate|predict --config model.yaml``, on LightningCLI.
 
+``openreml-nn network fit|validate|predict`` does the same for a network with random effects (`MixedModelRegressor`).
 The exit code is 0 after a fit that converged, 1 for a mistake in the data or the model or a file that cannot be
 written, 2 for a mistake in the options, 3 after a fit that did not converge, whose results are written all the same,
 and 130 after Ctrl-C. A mistake is one line on stderr; with the environment variable ``OPENREML_NN_DEBUG`` set to
@@ -21,26 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from jsonargparse import ArgumentError
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from openreml_nn.lightning import (
-    ConvergenceCallback,
-    MixedModelDataModule,
-    PredictionFiles,
-    RandomState,
-    REMLModule,
-    ResultFiles,
-    SafeCheckpointIO,
-    TensorBoardMonitor,
-)
+from openreml_nn.lightning import MixedModelDataModule, REMLModule
+from openreml_nn.lightning.commands import COMMANDS, REMLCLI, NetworkCLI
 from openreml_nn.solvers import processes
 from openreml_nn.solvers.ranks import DistNetworkError
 
@@ -59,87 +48,12 @@ _FRAME = re.compile(
 )
 _PEER = re.compile(r"Connection (reset|closed) by peer|Connection refused")  # of a message between processes
 DEBUG = "OPENREML_NN_DEBUG"
-COMMANDS = ("fit", "validate", "predict")
 NOT_CONVERGED, INTERRUPTED = 3, 130
 HELP = (
-    "Linear mixed models by restricted maximum likelihood. Exit codes: 0 done, 1 a mistake in the data or the model, "
-    f"2 a mistake in the options, {NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
+    "Linear mixed models by restricted maximum likelihood; `openreml-nn network fit` trains a network with random "
+    "effects. Exit codes: 0 done, 1 a mistake in the data or the model, 2 a mistake in the options, "
+    f"{NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
 )
-CALLBACKS = {
-    "convergence": ConvergenceCallback,
-    "results": ResultFiles,
-    "predictions": PredictionFiles,
-    "monitor": TensorBoardMonitor,
-    "checkpoint": ModelCheckpoint,
-    "random_state": RandomState,
-}
-
-
-class REMLCLI(LightningCLI):
-    """LightningCLI with the covariance taken from the data, and the callbacks of a fit under keys of their own."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        known = LightningCLI.subcommands()
-        return {name: known[name] for name in COMMANDS}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data.covariance", "model.covariance", apply_on="instantiate")
-        for key, callback in CALLBACKS.items():
-            parser.add_lightning_class_args(callback, key)
-        parser.set_defaults(
-            {
-                "convergence.verbose": True,
-                "checkpoint.filename": "last",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning reads the options of a checkpoint here: refuse one that is damaged or holds code before."""
-        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        if path and Path(path).is_file():
-            SafeCheckpointIO().load_checkpoint(path)
-        super()._parse_ckpt_path()
-
-    def before_instantiate_classes(self) -> None:
-        """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
-        config = self.config[self.subcommand]
-        logger = config.trainer.logger
-        board = getattr(logger, "class_path", "").endswith("TensorBoardLogger")
-        if self.subcommand != "fit":
-            if not config.get("ckpt_path"):
-                raise MisconfigurationException(f"`{self.subcommand}` needs the checkpoint of a fit: --ckpt_path FILE.")
-            self.save_config_callback = None
-            config.trainer.logger = False if board else logger
-            config.predictions.folder = config.predictions.folder or run_folder(config.ckpt_path)
-        elif board and logger.init_args.name is None:
-            files = [Path(str(file)) for file in config.get("config") or []]
-            logger.init_args.name = files[0].stem if files else self.subcommand
-
-
-def run_folder(checkpoint: str | Path) -> str:
-    """Folder of the run that a checkpoint belongs to."""
-    folder = Path(checkpoint).parent
-    return str(folder.parent if folder.name == "checkpoints" else folder)
-
-
-def trainer_defaults() -> dict[str, Any]:
-    """Trainer options that suit a fit: 200 steps at most, one device, a log entry for each step, no progress bar."""
-    logger = {
-        "class_path": f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}",
-        "init_args": {"save_dir": "runs", "name": None, "default_hp_metric": False},
-    }
-    return {
-        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
-        "devices": 1,
-        "max_epochs": 200,
-        "log_every_n_steps": 1,
-        "logger": logger,
-        "plugins": [{"class_path": f"{SafeCheckpointIO.__module__}.{SafeCheckpointIO.__name__}"}],
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -152,15 +66,13 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 for a mistake in the options, 1 for one in the data, the model or the files, 3 where a
             fit did not converge, 130 after Ctrl-C.
     """
+    given = sys.argv[1:] if args is None else list(args)
+    kind = NetworkCLI if given[:1] == ["network"] else REMLCLI
     parser = {"exit_on_error": False, "description": HELP}
     with quiet():
         try:
-            cli = REMLCLI(
-                REMLModule,
-                MixedModelDataModule,
-                args=None if args is None else list(args),
-                trainer_defaults=trainer_defaults(),
-                seed_everything_default=False,
+            cli = kind(
+                args=given[1:] if kind is NetworkCLI else given,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs=dict.fromkeys(COMMANDS, parser) | parser,
@@ -176,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise SystemExit(INTERRUPTED) from None
             raise
-    if cli.subcommand == "fit" and not cli.model.converged:
+    if kind is REMLCLI and cli.subcommand == "fit" and not cli.model.converged:
         raise SystemExit(NOT_CONVERGED)
 
 
@@ -232,7 +144,12 @@ def nearest_option(name: str) -> str | None:
         >>> nearest_option("data.fixd"), nearest_option("dta.random.gen")
         ('data.fixed', 'data')
     """
-    groups: dict[str, Any] = {"model": REMLModule, "data": MixedModelDataModule, "trainer": Trainer, **CALLBACKS}
+    groups: dict[str, Any] = {
+        "model": REMLModule,
+        "data": MixedModelDataModule,
+        "trainer": Trainer,
+        **REMLCLI.CALLBACKS,
+    }
     first, *rest = name.split(".")
     if first in groups and rest:
         near = get_close_matches(rest[0], signature(groups[first]).parameters, 1)

@@ -14,6 +14,7 @@ ROOT = Path(next(iter(openreml_nn.__path__)))
 LAYERS = (
     ("covariance.transform",),
     ("covariance.levels", "covariance.holder"),
+    ("covariance.parameters",),
     ("covariance.matrix",),
     ("covariance.structures",),
     ("covariance.operators",),
@@ -117,6 +118,33 @@ def test_messages_between_processes_have_one_place() -> None:
                 named.add((node.lineno, "torch.distributed"))
         wrong += [f"{file.relative_to(ROOT)}:{line} takes {name}" for line, name in sorted(named)]
     assert not wrong, "\n".join(wrong)
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_members(tree: ast.AST) -> set[str]:
+    """Private methods and attributes of the classes of a module."""
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods = {node.name for body in bodies for node in body if isinstance(node, ast.FunctionDef)}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
+    return {name for name in methods | own if private(name)}
+
+
+def test_private_names_stay_in_their_file() -> None:
+    """No import of one, and none taken from an object whose class is in another file."""
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sources()}
+    names = {file: private_members(tree) for file, tree in trees.items()}
+    ours = set().union(*names.values())
+    wrong = []
+    for file, tree in trees.items():
+        wrong += [(file, line, name) for line, name in imported(file) if name.startswith("openreml_nn.")
+                  and private(name.rpartition(".")[2])]  # fmt: skip
+        taken = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ours - names[file]]
+        wrong += [(file, node.lineno, node.attr) for node in taken]
+    assert not wrong, "\n".join(f"{file.relative_to(ROOT)}:{line} takes {name}" for file, line, name in wrong)
 
 
 def test_shipped_checks_do_not_need_pytest() -> None:

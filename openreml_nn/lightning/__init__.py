@@ -6,6 +6,8 @@ from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO
 from openreml_nn.lightning.data import MixedModelDataModule
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.lightning.monitor import TensorBoardMonitor
+from openreml_nn.lightning.network_data import NetworkDataModule
+from openreml_nn.lightning.network_files import RefitFiles, RowPredictionFiles
 from openreml_nn.lightning.regressor import MixedModelRegressor
 
 __all__ = [
@@ -13,11 +15,14 @@ __all__ = [
     "ConvergenceCallback",
     "MixedModelDataModule",
     "MixedModelRegressor",
+    "NetworkDataModule",
     "NewRowsBatch",
     "PredictionFiles",
     "REMLModule",
     "RandomState",
+    "RefitFiles",
     "ResultFiles",
+    "RowPredictionFiles",
     "SafeCheckpointIO",
     "TensorBoardMonitor",
 ]

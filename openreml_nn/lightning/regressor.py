@@ -24,7 +24,8 @@ class MixedModelRegressor(L.LightningModule):
     Batches are ``(x, y, groups)``, groups as `MixedModelHead` takes them; for prediction ``(x, groups)`` also does.
     Batch training wants whole clusters: ``DataLoader(data, batch_sampler=ClusterBatchSampler(codes, size))``, and a
     `Trainer` of several processes ``use_distributed_sampler=False``. The exact likelihood wants a loader that gives all
-    rows as one batch, ``DataLoader([(x, y, groups)], batch_size=None)``.
+    rows as one batch, ``DataLoader([(x, y, groups)], batch_size=None)``, and moves its tensors to the device once: they
+    must not be changed in place.
 
     Random effects are predicted from all training rows before each validation and at the end of a fit. For that the
     data set of the training loader is read from its first to its last row by each process, whatever sampler the loader
@@ -87,6 +88,7 @@ class MixedModelRegressor(L.LightningModule):
         self.result: FitResult | None = None
         self.val_mse = MeanSquaredError().set_dtype(torch.float64)
         self._all: tuple[Any, Rows] | None = None
+        self._moved: tuple[list[Any], torch.device, Any] | None = None
 
     def forward(self, x: Any) -> Tensor:
         """What the network gives."""
@@ -127,11 +129,22 @@ class MixedModelRegressor(L.LightningModule):
             self._all = (groups, self.head.rows(groups))
         return self._all[1]
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on the device; that of the exact likelihood, the same at each step, is moved there once."""
+        if self.head.mode != "exact" or not self.training:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        given, (kept, where, _) = list(_leaves(batch)), self._moved or ([], None, None)
+        if where != device or len(kept) != len(given) or any(a is not b for a, b in zip(kept, given, strict=True)):
+            self._moved = (given, device, super().transfer_batch_to_device(batch, device, dataloader_idx))
+        assert self._moved is not None
+        return self._moved[2]
+
     def on_train_epoch_end(self) -> None:
-        self.log_dict({f"variance/{name}": value for name, value in self.head.variance().items()})
+        values = {f"variance/{name}": value for name, value in self.head.variance().items()}
+        self.log_dict(values, sync_dist=True)  # they are the same on all processes
 
     def on_train_end(self) -> None:
-        self._all = None
+        self._all = self._moved = None
         self.condition(self.trainer.train_dataloader, self.refit)  # type: ignore[arg-type]
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
@@ -265,13 +278,14 @@ def _said(batch: Any) -> str:
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two batches have the same levels."""
-    one, two = list(_tensors(a)), list(_tensors(b))
+    one, two = list(_leaves(a)), list(_leaves(b))
     return len(one) == len(two) and all(x is y or torch.equal(x, y) for x, y in zip(one, two, strict=True))
 
 
-def _tensors(groups: Any) -> Iterator[Tensor]:
-    if isinstance(groups, Tensor):
-        yield groups
-    elif isinstance(groups, (Mapping, tuple, list)):
-        for part in groups.values() if isinstance(groups, Mapping) else groups:
-            yield from _tensors(part)
+def _leaves(batch: Any) -> Iterator[Any]:
+    """What dictionaries and sequences of a batch hold."""
+    if isinstance(batch, (Mapping, tuple, list)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _leaves(part)
+    else:
+        yield batch

@@ -31,17 +31,22 @@ class RandomEffect(nn.Module):
     ``"full"``       all effects correlated             (q s)² / 2: for some thousand effects
     ================ ================================== ===========================================
 
+    The means m and the bias of a network stand for the same thing, and with large counts, or many rows a level, they
+    part slowly: then give the bias their common part after each epoch, ``bias += layer.centre()`` without gradients.
+
     A restricted S understates the uncertainty of crossed factors and of their variances. The divergence costs q s³ for
     independent levels, and for a kernel over levels q² with fixed entries, q³ with parameters. The posterior has the
     default dtype of torch, as other layers; θ and the divergence are float64.
 
     Args:
         effects: Levels, effects of a level, and G.
-        posterior: ``"mean_field"``, ``"block"`` or ``"full"``; it starts at mean zero and the prior's variances.
+        posterior: ``"mean_field"``, ``"block"`` or ``"full"``; it starts at mean zero.
+        scale: Standard deviations that it starts from, in those of the prior: 1 for few rows a level, where smaller
+            ones would draw the variances of the prior to zero, and 0.1 for many rows or large counts.
 
     Raises:
         TypeError: ``effects`` is not `Effects`.
-        ValueError: There is no such posterior, or a variance of G is zero.
+        ValueError: There is no such posterior, ``scale`` is not positive, or a variance of G is zero.
         NotPositiveDefinite: G has a singular kernel.
         MemoryError: A full posterior, or the precision of a kernel, does not fit.
 
@@ -57,7 +62,7 @@ class RandomEffect(nn.Module):
     Source: Kingma & Welling (2014), ICLR; local draws: Kingma, Salimans & Welling (2015), NeurIPS 28, 2575-2583.
     """
 
-    def __init__(self, effects: Effects, posterior: str = "mean_field") -> None:
+    def __init__(self, effects: Effects, posterior: str = "mean_field", scale: float = 1.0) -> None:
         super().__init__()
         if not isinstance(effects, Effects):
             raise TypeError(f"`RandomEffect` needs `Effects`, got {type(effects).__name__}.")
@@ -65,6 +70,8 @@ class RandomEffect(nn.Module):
             raise ValueError(
                 f"`RandomEffect` has the posteriors {', '.join(map(repr, POSTERIORS))}, got {posterior!r}."
             )
+        if not scale > 0:
+            raise ValueError(f"`RandomEffect` needs a `scale` greater than 0, got {scale}.")
         self.effects = effects
         self.prior = Prior(effects.G, effects.num_levels)
         variances = effects.G.diagonal(effects.G.theta.detach())
@@ -73,8 +80,8 @@ class RandomEffect(nn.Module):
                 "`RandomEffect` starts its posterior at the variances of the prior, and a variance of G is zero. Start "
                 "it at a positive value."
             )
-        scale = variances.sqrt().reshape(effects.num_effects, effects.num_levels).mT.contiguous()
-        self.posterior = POSTERIORS[posterior](scale.to(torch.get_default_dtype()))
+        start = scale * variances.sqrt().reshape(effects.num_effects, effects.num_levels).mT
+        self.posterior = POSTERIORS[posterior](start.contiguous().to(torch.get_default_dtype()))
 
     # ---- rows --------------------------------------------------------------------------------------------------------
 
@@ -129,6 +136,39 @@ class RandomEffect(nn.Module):
             NotPositiveDefinite: G has no Cholesky factor.
         """
         return self.posterior.kl(self.prior.precision(self.effects.G))
+
+    @torch.no_grad()
+    def centre(self, effect: str | None = None) -> Tensor:
+        r"""Take the common part c of the means of an effect out of them, and return it for the bias of the network.
+
+        m becomes m − cD, with D = 1 for this effect of each level and 0 for others. The layer and a bias that is raised
+        by c give the same as before, and c = D'G⁻¹m / D'G⁻¹D lowers the divergence most: it is the step to the best
+        bias that the gradient finds slowly.
+
+        Args:
+            effect: Name of the effect; the first one when left out. Of a slope, c is for the coefficient of its
+                variable.
+
+        Returns:
+            c, a scalar.
+
+        Raises:
+            ValueError: There is no such effect.
+            NotPositiveDefinite: G has no Cholesky factor.
+
+        Source: Vines, Gilks & Wild (1996), Statistics and Computing 6, 337-346, who call it sweeping.
+        """
+        names, mean = self.effects.effects, self.posterior.mean
+        if effect is not None and effect not in names:
+            raise ValueError(f"`centre` needs one of the effects {names}, got {effect!r}.")
+        precision = self.prior.precision(self.effects.G)
+        place = 0 if effect is None else names.index(effect)
+        D = torch.zeros_like(mean, dtype=precision.logdet_G.dtype)
+        D[:, place] = 1.0
+        weights = precision.times(D[..., None])[..., 0]
+        c = ((weights * mean).sum() / (weights * D).sum()).to(mean.dtype)
+        mean[:, place] -= c
+        return c
 
     def table(self) -> pd.DataFrame:
         """Effect, level, mean and standard deviation of each effect under the posterior."""

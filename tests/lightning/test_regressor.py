@@ -107,6 +107,28 @@ def test_exact_likelihood_by_lbfgs(trainer):
     assert -len(data) * loss.item() == pytest.approx(expected.loglik, abs=1e-6)
 
 
+def test_the_exact_batch_is_moved_once(trainer):
+    data, moves = Visits(), []
+
+    class Watched(MixedModelRegressor):
+        def training_step(self, batch, batch_idx):
+            moves.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    module = Watched(nn.Linear(3, 1), head(mode="exact"))
+    batch = (data.x, data.y, data.groups())
+    trainer(max_epochs=3, callbacks=[]).fit(module, DataLoader([batch], batch_size=None))
+    assert len(moves) == 3
+    assert all(moved is moves[0] for moved in moves)
+    assert module._moved is None  # nothing is held after the fit
+    module.train()
+    first = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert module.transfer_batch_to_device(list(batch), torch.device("cpu"), 0) is first
+    other = module.transfer_batch_to_device((data.x, data.y + 1.0, data.groups()), torch.device("cpu"), 0)
+    assert torch.equal(other[1], data.y + 1.0)
+    assert module.transfer_batch_to_device(batch, torch.device("meta"), 0)[0].is_meta
+
+
 def test_checkpoints_predict_by_themselves(trainer, tmp_path):
     data, new, module = Visits(), Visits(60, seed=1), regressor()
     best = ModelCheckpoint(tmp_path, monitor="val/mse")

@@ -345,6 +345,47 @@ def test_clusters_in_batches(draw: Callable[[Tensor], Tensor], loss_of: Callable
     assert 0.5 * sigma**2 < layer.effects.G.natural(layer.effects.G.theta).item() < 2.0 * sigma**2
 
 
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_centring_gives_the_bias_what_lowers_the_divergence_most(name: str) -> None:
+    layer = random_layer("block", name)
+    codes, s = torch.arange(Q), layer.effects.num_effects
+    for effect in layer.effects.effects:
+        z = torch.zeros(Q, s, dtype=torch.float64)
+        z[:, layer.effects.effects.index(effect)] = 1.0
+        fitted, kl = layer(codes, z, sample=False), layer.kl()
+        c = layer.centre(effect)
+        torch.testing.assert_close(layer(codes, z, sample=False) + c, fitted)
+        assert layer.kl() < kl
+        (slope,) = torch.autograd.grad(layer.kl(), layer.posterior.mean)
+        assert slope[:, layer.effects.effects.index(effect)].sum().item() == pytest.approx(0.0, abs=1e-10)
+        assert layer.centre(effect).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_large_counts_and_the_bias() -> None:
+    """Without centring the means keep what the bias did not find, and the variance grows by its square."""
+    torch.manual_seed(1)
+    q, n = 40, 1200
+    truth, codes = 0.5 * torch.randn(q), torch.arange(n) % q
+    y = torch.poisson((6.0 + truth[codes]).exp())
+    found = {}
+    for centred in (False, True):
+        layer, bias = RandomEffect(Effects(q), scale=0.1), nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.Adam([bias, *layer.parameters()], lr=0.05)
+        for _ in range(25):
+            for rows in torch.randperm(n).split(100):
+                optimizer.zero_grad()
+                (poisson_nll_loss(bias + layer(codes[rows]), y[rows]) + layer.kl() / n).backward()
+                optimizer.step()
+            if centred:
+                with torch.no_grad():
+                    bias += layer.centre()
+        found[centred] = (bias.item() - truth.mean().item(), layer.effects.G.natural(layer.effects.G.theta).item())
+    assert found[False][0] < 5.7
+    assert found[True][0] == pytest.approx(6.0, abs=0.03)
+    assert found[True][1] == pytest.approx(truth.var().item(), rel=0.1)
+    assert found[False][1] > 1.5 * found[True][1]
+
+
 # ---- saving, labels --------------------------------------------------------------------------------------------------
 
 
@@ -419,6 +460,10 @@ def test_errors() -> None:
         RandomEffect(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'mean_field', 'block', 'full', got 'diagonal'"):
         RandomEffect(Effects(3), "diagonal")
+    with pytest.raises(ValueError, match="`scale` greater than 0, got 0"):
+        RandomEffect(Effects(3), scale=0.0)
+    with pytest.raises(ValueError, match=r"one of the effects \['intercept'\], got 'x'"):
+        RandomEffect(Effects(3)).centre("x")
     layer = RandomEffect(Effects(3))
     nn.init.constant_(layer.effects.G.theta_parameters()[0], -math.inf)
     with pytest.raises(ValueError, match="a variance of G is zero"):

@@ -8,9 +8,11 @@ from openreml_nn.covariance.structures.diagonals import (
     IdentityMatrix,
     ScalarMatrix,
 )
+from openreml_nn.covariance.structures.dummy import DummyMatrix
 from openreml_nn.covariance.structures.equal import CompoundSymmetricMatrix, EqualEntryMatrix, EquicorrelationMatrix
 from openreml_nn.covariance.structures.factor_analytic import FactorAnalyticMatrix
-from openreml_nn.covariance.structures.incidence import DummyMatrix, IncidenceMatrix, KhatriRaoMatrix
+from openreml_nn.covariance.structures.incidence import IncidenceMatrix
+from openreml_nn.covariance.structures.khatri_rao import KhatriRaoMatrix
 from openreml_nn.covariance.structures.known import KnownMatrix
 from openreml_nn.covariance.structures.neural import NeuralMatrix
 from openreml_nn.covariance.structures.simple import SimpleMatrix

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from openreml_nn.covariance.levels import tensor_of
 from openreml_nn.covariance.matrix import Matrix
-from openreml_nn.covariance.structures.incidence import DummyMatrix, IncidenceMatrix
+from openreml_nn.covariance.structures.dummy import DummyMatrix
+from openreml_nn.covariance.structures.incidence import IncidenceMatrix
 
 
 class CellMatrix(IncidenceMatrix):

@@ -1,0 +1,133 @@
+"""The commands of the command line, as LightningCLI makes them from the parameters of a module and a data module."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from openreml_nn.lightning.callbacks import ConvergenceCallback, PredictionFiles, ResultFiles
+from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO
+from openreml_nn.lightning.data import MixedModelDataModule
+from openreml_nn.lightning.module import REMLModule
+from openreml_nn.lightning.monitor import TensorBoardMonitor
+from openreml_nn.lightning.network_data import NetworkDataModule
+from openreml_nn.lightning.network_files import RefitFiles, RowPredictionFiles
+from openreml_nn.lightning.regressor import MixedModelRegressor
+
+COMMANDS = ("fit", "validate", "predict")
+
+
+class Commands(LightningCLI):
+    """Base class of LightningCLI with callbacks under keys of their own, log folders by name and safe checkpoints."""
+
+    CALLBACKS: ClassVar[Mapping[str, type[Callback]]]
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in COMMANDS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for key, callback in self.CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.set_defaults({"checkpoint.enable_version_counter": False})
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning reads the options of a checkpoint here: refuse one that is damaged or holds code before."""
+        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+        if path and Path(path).is_file():
+            SafeCheckpointIO().load_checkpoint(path)
+        super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
+        config = self.config[self.subcommand]
+        logger = config.trainer.logger
+        board = getattr(logger, "class_path", "").endswith("TensorBoardLogger")
+        if self.subcommand != "fit":
+            if not config.get("ckpt_path"):
+                raise MisconfigurationException(f"`{self.subcommand}` needs the checkpoint of a fit: --ckpt_path FILE.")
+            self.save_config_callback = None
+            config.trainer.logger = False if board else logger
+            config.predictions.folder = config.predictions.folder or run_folder(config.ckpt_path)
+        elif board and logger.init_args.name is None:
+            files = [Path(str(file)) for file in config.get("config") or []]
+            logger.init_args.name = files[0].stem if files else self.subcommand
+
+
+class REMLCLI(Commands):
+    """Fits a `REMLModule` to a `MixedModelDataModule`, whose covariance it takes.
+
+    Args:
+        options: Those of ``LightningCLI``.
+    """
+
+    CALLBACKS: ClassVar[Mapping[str, type[Callback]]] = {
+        "convergence": ConvergenceCallback,
+        "results": ResultFiles,
+        "predictions": PredictionFiles,
+        "monitor": TensorBoardMonitor,
+        "checkpoint": ModelCheckpoint,
+        "random_state": RandomState,
+    }
+
+    def __init__(self, **options: Any) -> None:
+        own = {"log_every_n_steps": 1, "enable_progress_bar": False, "max_epochs": 200}
+        defaults: dict[str, Any] = {"trainer_defaults": trainer_defaults() | own, "seed_everything_default": False}
+        super().__init__(REMLModule, MixedModelDataModule, **(defaults | options))
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("data.covariance", "model.covariance", apply_on="instantiate")
+        parser.set_defaults({"convergence.verbose": True, "checkpoint.filename": "last"})
+
+
+class NetworkCLI(Commands):
+    """Trains a `MixedModelRegressor` on a `NetworkDataModule`, whose random effects its head takes.
+
+    Args:
+        options: Those of ``LightningCLI``.
+    """
+
+    CALLBACKS: ClassVar[Mapping[str, type[Callback]]] = {
+        "results": RefitFiles,
+        "predictions": RowPredictionFiles,
+        "checkpoint": ModelCheckpoint,
+        "random_state": RandomState,
+    }
+
+    def __init__(self, **options: Any) -> None:
+        own = {"log_every_n_steps": 10, "use_distributed_sampler": False}
+        defaults: dict[str, Any] = {"trainer_defaults": trainer_defaults() | own}
+        super().__init__(MixedModelRegressor, NetworkDataModule, **(defaults | options))
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("data.effects", "model.head.init_args.effects", apply_on="instantiate")
+        parser.set_defaults({"checkpoint.save_last": True})
+
+
+def run_folder(checkpoint: str | Path) -> str:
+    """Folder of the run that a checkpoint belongs to."""
+    folder = Path(checkpoint).parent
+    return str(folder.parent if folder.name == "checkpoints" else folder)
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """Trainer options of every command: one device, a log folder under ``runs``, checkpoints without code in them."""
+    logger = {
+        "class_path": f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}",
+        "init_args": {"save_dir": "runs", "name": None, "default_hp_metric": False},
+    }
+    return {
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+        "devices": 1,
+        "logger": logger,
+        "plugins": [{"class_path": f"{SafeCheckpointIO.__module__}.{SafeCheckpointIO.__name__}"}],
+        "enable_model_summary": False,
+    }

@@ -1,0 +1,90 @@
+"""Callbacks of a `MixedModelRegressor`: write its refit, write its predictions."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+
+from openreml_nn.lightning.network_data import NetworkDataModule
+from openreml_nn.lightning.regressor import MixedModelRegressor, joined
+from openreml_nn.report import write_result, write_text
+
+
+class RefitFiles(Callback):
+    """Writes the refit into the log folder at the end of a fit, as a `REMLModule`'s results, and prints its summary.
+
+    Without a refit it prints the variance parameters as the training left them, and writes nothing.
+
+    Args:
+        folder: Where to write; the Trainer's log folder when left out.
+        verbose: Print.
+    """
+
+    def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
+        self.folder, self.verbose = folder, verbose
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder, module = log_folder(trainer, self.folder), _regressor(pl_module, self)
+        if not trainer.is_global_zero:
+            return
+        if module.result is not None:
+            write_result(module.result, folder)
+        if self.verbose:
+            print(told(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
+
+
+class RowPredictionFiles(Callback):
+    """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``sd``, that of a new observation.
+
+    Args:
+        folder: Where to write; the Trainer's log folder when left out, on the command line the folder of the run that
+            the checkpoint belongs to.
+        verbose: Print the path.
+    """
+
+    def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
+        self.folder, self.verbose = folder, verbose
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder, data = log_folder(trainer, self.folder), getattr(trainer, "datamodule", None)
+        if not isinstance(data, NetworkDataModule):
+            raise TypeError(f"`RowPredictionFiles` needs a `NetworkDataModule`, got {type(data).__name__}.")
+        if trainer.is_global_zero:
+            assert data.predict_table is not None
+            table = predictions(data.predict_table, trainer.predict_loop.predictions)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = write_text(folder / "predictions.csv", table.to_csv(index=False))
+            if self.verbose:
+                print(f"Predictions: {path}")
+
+
+def predictions(table: pd.DataFrame, batches: list[Any]) -> pd.DataFrame:
+    """The table with the columns ``prediction`` and, where there are variances, ``sd``.
+
+    Args:
+        table: The rows that were predicted.
+        batches: What ``predict_step`` gave for them, in their order.
+    """
+    means, variances = zip(*batches, strict=True)
+    table = table.assign(prediction=joined(list(means)).cpu().numpy())
+    return table if variances[0] is None else table.assign(sd=joined(list(variances)).sqrt().cpu().numpy())
+
+
+def told(module: MixedModelRegressor) -> str:
+    """The variance parameters of the head, one a line."""
+    lines = [f"  {name} = {value:.6g}" for name, value in module.head.variance().items()]
+    return "\n".join(["Variance parameters as trained (`refit: true` fits them by REML)", *lines])
+
+
+def log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
+    """The folder asked for, else the Trainer's log folder; all processes must call this."""
+    logged = trainer.log_dir
+    return Path(folder or logged or trainer.default_root_dir)
+
+
+def _regressor(module: L.LightningModule, callback: Callback) -> MixedModelRegressor:
+    if not isinstance(module, MixedModelRegressor):
+        raise TypeError(f"`{type(callback).__name__}` needs a `MixedModelRegressor`, got {type(module).__name__}.")
+    return module

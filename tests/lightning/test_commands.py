@@ -1,0 +1,109 @@
+"""`openreml-nn network`: a network with random effects from a YAML file, its checkpoint, predictions and mistakes."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from openreml_nn import fit
+from openreml_nn.cli import main
+from openreml_nn.data import MixedModel, read_table
+from openreml_nn.lightning import MixedModelRegressor
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "regressor.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENREML_NN_DEBUG", raising=False)
+
+
+def network(command, *more):
+    main(["network", command, "--config", CONFIG, *more])
+
+
+def test_fit_validate_predict(capsys):
+    table = read_table("ratpup")
+    held = table.iloc[::5]
+    table.drop(index=held.index).to_csv("train.csv", index=False)
+    held.to_csv("held.csv", index=False)
+    held.head(3).drop(columns="weight").assign(Litter=["L01", "L99", "L02"]).to_csv("new.csv", index=False)
+    tables = ["--data.table", "train.csv", "--data.validation_table", "held.csv"]
+    network("fit", *tables)
+    shown, folder = capsys.readouterr(), Path("runs", "regressor", "version_0")
+    assert "Litter/sigma^2" in shown.out
+    assert f"Results: {folder}" in shown.out
+    assert "error" not in shown.err
+    variance = pd.read_csv(folder / "variance_parameters.csv").set_index("name")["estimate"]
+    linear = MixedModel("train.csv", "weight ~ sex * Treatment + Lsize", ["Litter"])
+    expected = fit(linear.V, linear.y, linear.X).variance.set_index("name")["estimate"]
+    assert variance["residual/sigma^2"] == pytest.approx(expected["residual/sigma^2"], rel=0.2)
+    checkpoint = str(folder / "checkpoints" / "last.ckpt")
+    network("validate", *tables, "--ckpt_path", checkpoint)
+    assert "val/mse" in capsys.readouterr().out
+    network("predict", *tables, "--data.predict_table", "new.csv", "--ckpt_path", checkpoint)
+    assert capsys.readouterr().out.strip() == f"Predictions: {folder / 'predictions.csv'}"
+    predicted = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+    assert list(predicted.columns) == ["Litter", "Treatment", "sex", "Lsize", "new_levels", "prediction", "sd"]
+    assert predicted["new_levels"].tolist() == ["", "Litter", ""]
+    assert predicted["sd"].idxmax() == 1
+    assert ((predicted["prediction"] - table["weight"].mean()).abs() < 2.5).all()
+
+
+def test_modes_terms_and_structures_are_options(capsys):
+    options = yaml.safe_load(Path(CONFIG).read_text())
+    options["trainer"]["max_epochs"] = 2
+    options["data"] |= {"batch_size": None, "table": "sleepstudy", "formula": "Reaction ~ Days", "random": {"Subject": {
+        "groups": "Subject", "design": "1 + Days", "covariance": "openreml_nn.covariance.DiagonalMatrix"}}}  # fmt: skip
+    options["model"]["network"]["init_args"] |= {"inputs": 1, "outputs": None}
+    options["model"]["head"]["init_args"] = {"mode": "features", "method": "ML"}
+    options["model"] |= {"refit": False, "head_lr": 0.1}
+    Path("own.yaml").write_text(yaml.safe_dump(options))
+    main(["network", "fit", "--config", "own.yaml"])
+    shown = capsys.readouterr()
+    assert "Subject/sigma^2_Intercept = " in shown.out
+    assert not Path("runs", "own", "version_0", "fit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [(["--data.formula", "weight ~ Age"], 1, "The table has no column 'Age'"),
+     (["--model.network.inputs", "3"], 1, "made for 3 inputs, got 4"),
+     (["--model.head.mode", "whole"], 1, "needs a mode of 'batch', 'exact', 'features'"),
+     (["--data.cluster", "Pen"], 1, "`cluster` must be one of the random terms ['Litter']"),
+     (["--model.refits", "true"], 2, "refits")],
+)  # fmt: skip
+def test_mistakes(more, code, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        network("fit", *more)
+    told = capsys.readouterr().err
+    assert end.value.code == code
+    (line,) = [line for line in told.splitlines() if line.startswith("openreml-nn: error: ")]
+    assert said in line
+
+
+def test_predictions_need_a_checkpoint(capsys):
+    with pytest.raises(SystemExit):
+        network("predict", "--data.predict_table", "new.csv")
+    assert "needs the checkpoint of a fit" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")
+def test_own_lightning_cli_with_effects_by_class():
+    """Without the data module of this package: everything by class."""
+    effects = {"class_path": "openreml_nn.nn.Effects", "init_args": {"levels": 4, "covariance": {
+        "class_path": "openreml_nn.covariance.AR1Matrix", "init_args": {"times": 4}}}}  # fmt: skip
+    model = {
+        "network": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 1}},
+        "head": {"class_path": "openreml_nn.nn.MixedModelHead", "init_args": {"effects": {"site": effects}}},
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+    }
+    Path("own.yaml").write_text(yaml.safe_dump({"model": model}))
+    cli = LightningCLI(MixedModelRegressor, args=["--config", "own.yaml"], run=False)
+    head = cli.model.head
+    assert list(head.variance()) == ["site/sigma^2", "site/rho", "residual/sigma^2"]
+    assert isinstance(cli.model.configure_optimizers(), torch.optim.AdamW)

@@ -1,0 +1,47 @@
+"""Files of a network's fit and predictions; what is written in a run is in test_commands.py."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from openreml_nn.lightning import MixedModelRegressor, NetworkDataModule, RefitFiles, RowPredictionFiles
+from openreml_nn.lightning.network_files import predictions
+from openreml_nn.nn import MLP, MixedModelHead
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*workers:UserWarning", "ignore:Checkpoint directory:UserWarning")
+
+
+def test_table_of_predictions():
+    table = pd.DataFrame({"a": ["x", "y", "z"]})
+    batches = [(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 9.0])), (torch.tensor([3.0]), torch.tensor([16.0]))]
+    made = predictions(table, batches)
+    assert made["prediction"].tolist() == [1.0, 2.0, 3.0]
+    assert made["sd"].tolist() == [2.0, 3.0, 4.0]
+    assert list(predictions(table, [(mean, None) for mean, _ in batches]).columns) == ["a", "prediction"]
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_files_of_a_fit(trainer, tmp_path, capsys, refit):
+    data = NetworkDataModule("sleepstudy", "Reaction ~ scale(Days)", ["Subject"], 60, predict_table="sleepstudy")
+    module = MixedModelRegressor(MLP(1, [4]), MixedModelHead(data.effects), refit=refit, variances=False)
+    run = trainer(max_epochs=1, callbacks=[RefitFiles(tmp_path), RowPredictionFiles(tmp_path)])
+    run.fit(module, data)
+    shown = capsys.readouterr().out
+    assert ("Results: " in shown) is refit is (tmp_path / "fit.json").exists()
+    assert "Subject/sigma^2" in shown
+    run.predict(module, data)
+    assert "Predictions: " in capsys.readouterr().out
+    assert list(pd.read_csv(tmp_path / "predictions.csv").columns)[-2:] == ["new_levels", "prediction"]
+
+
+def test_other_modules_and_data_are_refused(trainer, tmp_path):
+    with pytest.raises(TypeError, match="`RefitFiles` needs a `MixedModelRegressor`, got Linear"):
+        RefitFiles(tmp_path).on_fit_end(trainer(callbacks=[]), nn.Linear(1, 1))
+    data = NetworkDataModule("sleepstudy", "Reaction ~ Days", ["Subject"])
+    module = MixedModelRegressor(MLP(1, [4]), MixedModelHead(data.effects))
+    module.condition(data.train_dataloader())
+    rows = DataLoader(data.training_rows, batch_size=90, collate_fn=lambda batch: batch)
+    with pytest.raises(TypeError, match="needs a `NetworkDataModule`, got NoneType"):
+        trainer(callbacks=[RowPredictionFiles(tmp_path)]).predict(module, rows)
