@@ -10,7 +10,7 @@ from openreml_nn.solvers.band_layout import BandLayout
 from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 
-NARROWEST = 16  # width of a block below which the calls cost more than the arithmetic
+NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic; half as much in a band
 CALL = 100_000  # multiplications in the time of a call
 WIDEST = 128  # reach up to which a band on the CPU is quicker than a chain
 SPARSE_SHARE = 0.25  # elements of the lower triangle, as a share of q², above which no order is looked for
@@ -72,7 +72,7 @@ def _chain(graph: csr_array, inside: np.ndarray, device: torch.device) -> Layout
     reach = int(np.abs(position[part.indices] - np.repeat(position, np.diff(part.indptr))).max(initial=0))
     places = torch.from_numpy(order).to(device)
     if len(kept) == len(inside) and reach <= WIDEST and device.type == "cpu":
-        return BandLayout(places, max(NARROWEST, reach))
+        return BandLayout(places, max(NARROWEST // 2, reach))
     chain = ChainLayout(places, max(NARROWEST, reach))
     if len(kept) == len(inside):
         return chain

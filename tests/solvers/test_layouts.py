@@ -137,7 +137,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     banded = choose_layout(long, other, 1000)
     assert isinstance(banded, BandLayout)
     assert banded.length < 1000**2 / 10
-    assert "q = 1000 effects in a band of w = 32" in banded.cost
+    assert "q = 1000 effects in a band of w = 16" in banded.cost
     monkeypatch.setattr(orders, "WIDEST", 4)
     chain = choose_layout(long, other, 1000)
     assert isinstance(chain, ChainLayout)
