@@ -54,7 +54,12 @@ class Levels:
 
 
 def size_of(n: SupportsIndex, name: str) -> int:
-    """The number of rows of structure ``name`` from an integer or `Levels`; at least 1."""
+    """The number of rows of structure ``name`` from an integer or `Levels`.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is below 1.
+    """
     try:
         size = operator.index(n)
     except TypeError:
@@ -80,7 +85,12 @@ def tensor_of(values: Any) -> Tensor:
 
 
 def values_of(values: Any, name: str) -> Tensor:
-    """Numeric values of `Levels` or array-like as a float64 tensor of shape (n, d)."""
+    """Numeric values of `Levels` or array-like as a float64 tensor of shape (n, d), for the structure ``name``.
+
+    Raises:
+        TypeError: They are not numeric.
+        ValueError: They are none, of another shape than (n,) or (n, d), or not finite.
+    """
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         try:

@@ -134,7 +134,15 @@ class Matrix(Parametrized, ABC):
     def sandwich_entries(
         self, params: Tensor, inner: "Matrix", inner_params: Tensor, rows: Tensor, columns: Tensor
     ) -> Tensor:
-        """Elements of Z C Z', as ``entries`` gives them."""
+        """Elements of Z C Z', as ``entries`` gives them.
+
+        Args:
+            params: Raw thetas of Z.
+            inner: C, square.
+            inner_params: Raw thetas of C.
+            rows: Row of each element, an index tensor.
+            columns: Column of each element; it broadcasts with ``rows``.
+        """
         return self.sandwich(params, inner, inner_params)[rows, columns]
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: "Matrix", inner_params: Tensor) -> Tensor:

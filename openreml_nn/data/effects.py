@@ -190,7 +190,7 @@ def columns_of_term(name: str, term: Term, table: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(used))
 
 
-def coded_columns(term: Term, table: pd.DataFrame, name: str, groups: bool) -> list[list[str]]:
+def level_columns_of_term(name: str, term: Term, table: pd.DataFrame, *, groups: bool) -> list[list[str]]:
     """Columns, or lists of columns, whose values are levels of a term; its groups only if they are wanted."""
     specs = [term.groups] if groups and term.groups is not None else []
     specs += [spec for spec, _ in _separable(term)]
@@ -199,7 +199,17 @@ def coded_columns(term: Term, table: pd.DataFrame, name: str, groups: bool) -> l
 
 
 def make(structure: Structure, levels: Levels, name: str, what: str) -> Matrix:
-    """The matrix of a structure over levels; what goes wrong in it is told with the term and the columns."""
+    """The matrix of a structure over levels; what goes wrong in it is told with the term and the columns.
+
+    Args:
+        structure: What makes the matrix.
+        levels: The levels, n of them.
+        name: Name of the term.
+        what: The levels in words.
+
+    Raises:
+        ValueError: The structure refuses the levels, or gives something else than a `Matrix` of shape (n, n).
+    """
     try:
         matrix = structure(levels)
     except (TypeError, ValueError) as error:

@@ -52,7 +52,11 @@ class Design:
         return self.names == ["Intercept"]
 
     def of(self, frame: pd.DataFrame) -> np.ndarray:
-        """The same design for other rows, shape (m, p), with the coding of the fit."""
+        """The same design for other rows, shape (m, p), with the coding of the fit.
+
+        Raises:
+            ValueError: A row has a level that the fit did not see, or a value that is missing or not finite.
+        """
         if self.is_intercept:
             return np.ones((len(frame), 1))
         try:
@@ -97,7 +101,17 @@ def columns_of(side: SimpleFormula, table: pd.DataFrame, where: str) -> list[str
 
 
 def design(side: SimpleFormula, frame: pd.DataFrame, where: str) -> Design:
-    """The design matrix of one side of a formula over tidy columns."""
+    """The design matrix of one side of a formula over tidy columns.
+
+    Args:
+        side: Side of a formula.
+        frame: Tidy columns of n rows.
+        where: What errors call it.
+
+    Raises:
+        ValueError: It uses a column that is not there, cannot be evaluated, has a factor of one level, or gives values
+            that are not finite.
+    """
     columns = columns_of(side, frame, where)
     if [str(term) for term in side] == ["1"]:
         return Design(["Intercept"], np.ones((len(frame), 1)), None, columns, where)
@@ -137,7 +151,11 @@ def require_row_by_row(side: SimpleFormula, where: str) -> None:
 
 
 def response(side: SimpleFormula, frame: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Name and values of the response, shape (n,), in the dtype of the table."""
+    """Name and values of the response, shape (n,), in the dtype of the table.
+
+    Raises:
+        ValueError: It uses no column, or one that is not numeric, or cannot be evaluated.
+    """
     where = "the response"
     columns = columns_of(side, frame, where)
     for column in columns:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from openreml_nn.data.columns import complete_rows
-from openreml_nn.data.effects import coded_columns, columns_of_term
+from openreml_nn.data.effects import columns_of_term, level_columns_of_term
 from openreml_nn.data.formulas import columns_of, parse_design, parse_fixed, require_row_by_row
 from openreml_nn.data.terms import Term, TermLike, as_term
 
@@ -80,8 +80,10 @@ class Specification:
             table: The table.
             groups_of: Names of the terms whose groups are wanted too.
         """
-        parts = [coded_columns(term, table, name, groups=name in groups_of) for name, term in self.terms.items()]
-        return [columns for part in parts for columns in part]
+        found: list[list[str]] = []
+        for name, term in self.terms.items():
+            found += level_columns_of_term(name, term, table, groups=name in groups_of)
+        return found
 
     def records(self, table: pd.DataFrame, missing: str) -> Records:
         """The records of a table.

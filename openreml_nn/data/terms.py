@@ -83,7 +83,11 @@ TermLike: TypeAlias = Term | str | list[str]
 
 
 def as_term(spec: TermLike, name: str) -> Term:
-    """A term from its short form: a column, or a list of them, is one variance for their levels."""
+    """A term from its short form: a column, or a list of them, is one variance for their levels.
+
+    Raises:
+        TypeError: It is neither a `Term` nor names of columns; the message has the ``name``.
+    """
     if isinstance(spec, Term):
         return spec
     if isinstance(spec, str) or (isinstance(spec, (list, tuple)) and all(isinstance(part, str) for part in spec)):

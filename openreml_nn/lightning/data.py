@@ -187,6 +187,11 @@ class MixedModelDataModule(L.LightningDataModule):
         return OneBatch(self._read_batch() if self.validation_rows is None else self.validation_rows)
 
     def predict_dataloader(self) -> OneBatch:
+        """The new rows.
+
+        Raises:
+            ValueError: There is no `predict_table`, or the rows of the fit are not read yet.
+        """
         self._read_batch()
         if self.predict_rows is None:
             raise ValueError(

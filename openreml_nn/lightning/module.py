@@ -55,6 +55,9 @@ class REMLModule(L.LightningModule):
     Attributes:
         history: Progress after each step.
 
+    Raises:
+        ValueError: The objective is unknown, or the solver cannot take the covariance.
+
     Example:
         >>> from openreml_nn.lightning import MixedModelDataModule, REMLModule
         >>> data = MixedModelDataModule("john_alpha", "yield ~ rep", ["gen", "rep:block"])
@@ -193,6 +196,11 @@ class REMLModule(L.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
+        """Find the processes of the fit.
+
+        Raises:
+            ValueError: There are several, and the Trainer's strategy is not 'ddp' or nothing is free.
+        """
         self._world, self._result = processes(), None
         if self._world.size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
             kind = type(self.trainer.strategy).__name__

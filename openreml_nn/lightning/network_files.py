@@ -7,8 +7,9 @@ import lightning as L
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
 
+from openreml_nn.lightning.network_batches import joined
 from openreml_nn.lightning.network_data import NetworkDataModule
-from openreml_nn.lightning.regressor import MixedModelRegressor, joined
+from openreml_nn.lightning.regressor import MixedModelRegressor
 from openreml_nn.report import write_result, write_text
 
 

@@ -1,7 +1,7 @@
 """A network with a `MixedModelHead` as a LightningModule: a shell around both, without mathematics."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanSquaredError
 
+from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, same_levels, whole
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
 from openreml_nn.result import FitResult
 
@@ -57,10 +57,19 @@ class MixedModelRegressor(L.LightningModule):
         result: The refit, once there is one.
 
     Raises:
-        ValueError: A batch is of another form, or predictions are asked of a checkpoint without random effects.
+        TypeError: ``optimizer`` is a finished one, or a batch holds other things than tensors.
+        ValueError: ``start`` is none of the three, a batch is of another form, or predictions are asked of a checkpoint
+            without random effects.
 
     Warns:
-        UserWarning: The best checkpoint is of an earlier step than the refit; the exact likelihood gets minibatches.
+        UserWarning: The best checkpoint is of an earlier step than the refit; the exact likelihood gets minibatches;
+            the Trainer rounds y to half precision.
+
+    Example:
+        >>> import torch
+        >>> from openreml_nn.lightning import MixedModelRegressor
+        >>> from openreml_nn.nn import Effects, MixedModelHead
+        >>> module = MixedModelRegressor(torch.nn.Linear(3, 1), MixedModelHead({"site": Effects(50)}), refit=True)
     """
 
     def __init__(
@@ -103,6 +112,11 @@ class MixedModelRegressor(L.LightningModule):
         return self.make_optimizer([{"params": list(self.network.parameters())}, own])
 
     def on_train_start(self) -> None:
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            rank_zero_warn(
+                f"`Trainer(precision={self.trainer.precision!r})` rounds y and designs to half precision before the "
+                f"likelihood sees them. Take '16-mixed' or 'bf16-mixed': the network is in half precision, y is not."
+            )
         if self.head.mode == "exact" and 1 < (batches := self.trainer.num_training_batches) < math.inf:
             rank_zero_warn(
                 f"The exact likelihood wants all rows as one batch, and the loader gives {batches} batches: each is "
@@ -115,7 +129,7 @@ class MixedModelRegressor(L.LightningModule):
             self.head.start(y, groups)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y, groups = _parts(batch)
+        x, y, groups = parts_of(batch)
         if self.head.mode == "exact":
             loss = self.head(self._in_chunks(x), y, self._all_rows(groups))
         else:
@@ -125,7 +139,7 @@ class MixedModelRegressor(L.LightningModule):
 
     def _all_rows(self, groups: Any) -> Rows:
         """What the exact likelihood needs of the levels, made anew only where a batch has others."""
-        if self._all is None or not _same(self._all[0], groups):
+        if self._all is None or not same_levels(self._all[0], groups):
             self._all = (groups, self.head.rows(groups))
         return self._all[1]
 
@@ -133,11 +147,14 @@ class MixedModelRegressor(L.LightningModule):
         """The batch on the device; that of the exact likelihood, the same at each step, is moved there once."""
         if self.head.mode != "exact" or not self.training:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        given, (kept, where, _) = list(_leaves(batch)), self._moved or ([], None, None)
+        given, (kept, where, _) = list(leaves(batch)), self._moved or ([], None, None)
         if where != device or len(kept) != len(given) or any(a is not b for a, b in zip(kept, given, strict=True)):
             self._moved = (given, device, super().transfer_batch_to_device(batch, device, dataloader_idx))
         assert self._moved is not None
         return self._moved[2]
+
+    # as `functools.wraps` does it: Lightning warns of a hook of its own beside a data module, and not of a wrapped one
+    transfer_batch_to_device.__wrapped__ = L.LightningModule.transfer_batch_to_device  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self) -> None:
         values = {f"variance/{name}": value for name, value in self.head.variance().items()}
@@ -191,19 +208,19 @@ class MixedModelRegressor(L.LightningModule):
 
     def _whole(self, loader: Iterable, evaluate: bool = True) -> tuple[Tensor, Tensor, Any]:
         """Output of the network in evaluation mode (the response again without), response and levels of all rows."""
-        parts, training = [], self.training
+        pieces, training = [], self.training
         precision = None if self._trainer is None else self._trainer.precision_plugin
         self.eval()
         with torch.inference_mode(False), torch.no_grad():
             for batch in whole(loader, self.rows):
-                x, y, groups = _parts(self.transfer_batch_to_device(batch, self.device, 0))
+                x, y, groups = parts_of(self.transfer_batch_to_device(batch, self.device, 0))
                 with nullcontext() if precision is None else precision.forward_context():
                     x = x if precision is None else precision.convert_input(x)
-                    parts.append((self._in_chunks(x) if evaluate else y, y, groups))
+                    pieces.append((self._in_chunks(x) if evaluate else y, y, groups))
         self.train(training)
-        if not parts:
+        if not pieces:
             raise ValueError("`MixedModelRegressor` needs training rows to predict the random effects; there are none.")
-        return joined(parts)
+        return joined(pieces)
 
     def _in_chunks(self, x: Any) -> Tensor:
         return in_chunks(self.network, x, self.rows) if isinstance(x, Tensor) else self.network(x)
@@ -215,7 +232,7 @@ class MixedModelRegressor(L.LightningModule):
             self.condition(self.trainer.train_dataloader)  # type: ignore[arg-type]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y, groups = _parts(batch)
+        x, y, groups = parts_of(batch)
         if self.trainer.sanity_checking:
             self.network(x)  # there are no random effects yet
             return
@@ -233,59 +250,6 @@ class MixedModelRegressor(L.LightningModule):
                 "which would load it again; or take a checkpoint that was written after a validation or the fit."
             )
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise ValueError(f"Batches are (x, y, groups), for prediction also (x, groups), got {_said(batch)}.")
+            raise ValueError(f"Batches are (x, y, groups), for prediction also (x, groups), got {form_of(batch)}.")
         x, groups = batch[0], batch[-1]
         return self.head.predict(self.network(x), groups, variances=self.variances)
-
-
-def whole(loader: Iterable, rows: int) -> Iterable:
-    """Batches with each row of a loader's data set once, in the order of the data set.
-
-    Args:
-        loader: A DataLoader; anything else, and one over an `IterableDataset`, is given back as it is.
-        rows: Rows of a batch.
-    """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return loader
-    size = None if loader.batch_size is None and loader.batch_sampler is None else rows
-    return DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
-
-
-def joined(parts: list[Any]) -> Any:
-    """Tensors, or dictionaries and tuples of them, one after the other."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if isinstance(first, Mapping):
-        return {name: joined([part[name] for part in parts]) for name in first}
-    if not isinstance(first, (tuple, list)):
-        raise TypeError(f"Batches hold tensors, got {type(first).__name__}. Of labels make codes by `Effects.encode`.")
-    return tuple(joined(list(own)) for own in zip(*parts, strict=True))
-
-
-def _parts(batch: Any) -> tuple[Any, Tensor, Any]:
-    """x, y and groups of a batch."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 3:
-        raise ValueError(
-            f"Batches are (x, y, groups), got {_said(batch)}. Levels of several factors are one dictionary of codes."
-        )
-    return batch[0], batch[1], batch[2]
-
-
-def _said(batch: Any) -> str:
-    return f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two batches have the same levels."""
-    one, two = list(_leaves(a)), list(_leaves(b))
-    return len(one) == len(two) and all(x is y or torch.equal(x, y) for x, y in zip(one, two, strict=True))
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    """What dictionaries and sequences of a batch hold."""
-    if isinstance(batch, (Mapping, tuple, list)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _leaves(part)
-    else:
-        yield batch

@@ -1,11 +1,14 @@
 """What a head asks of a batch, and what it says where a loss cannot be had."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from openreml_nn.solvers import NotPositiveDefinite
 
 RUN_AWAY = (
     "A variance that goes to zero says that the network fits the rows without error: give it less freedom, or stop it "
@@ -51,6 +54,40 @@ def require_finite(output: Tensor, y: Tensor) -> None:
         )
 
 
-def described(variance: Mapping[str, float]) -> str:
-    """Variance parameters in words."""
-    return ", ".join(f"{name} = {value:.4g}" for name, value in variance.items())
+class _NotFiniteError(ValueError):
+    """A loss is not finite."""
+
+
+def finite(loss: Tensor) -> Tensor:
+    """The loss; a ValueError that `explained` completes unless it is finite. This is the one look at it."""
+    if not math.isfinite(value := loss.item()):
+        raise _NotFiniteError(f"{value:g}")
+    return loss
+
+
+@contextmanager
+def explained(output: Tensor, y: Tensor, variance: Callable[[], Mapping[str, float]]) -> Iterator[None]:
+    """Let errors of a likelihood say what is the matter: with y, with the output, or with the variance parameters.
+
+    Args:
+        output: What the network gave.
+        y: Response.
+        variance: Gives the variance parameters on their natural scale by name.
+
+    Raises:
+        ValueError: For one of values, or of a loss that is not finite.
+        NotPositiveDefinite: For one of a factorisation.
+    """
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        require_finite(output, y)
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in variance().items())
+        if isinstance(error, _NotFiniteError):
+            raise ValueError(f"The loss of these {len(y)} rows is {error} at {at}. {RUN_AWAY}") from None
+        if not isinstance(error, (NotPositiveDefinite, torch.linalg.LinAlgError)):
+            raise
+        said = f" The solver says: {error}" if isinstance(error, NotPositiveDefinite) else ""
+        raise NotPositiveDefinite(
+            f"V of these {len(y)} rows is not positive definite at {at}. {RUN_AWAY}{said}"
+        ) from error

@@ -22,6 +22,9 @@ def in_chunks(network: Callable[..., Tensor], x: Tensor | Sequence[Tensor], rows
     Returns:
         Its output for all rows, shape (n, ...).
 
+    Raises:
+        ValueError: ``rows`` is less than 1, or the inputs have different lengths.
+
     Example:
         >>> import torch
         >>> from openreml_nn.nn import in_chunks
@@ -35,6 +38,8 @@ def in_chunks(network: Callable[..., Tensor], x: Tensor | Sequence[Tensor], rows
     if len({len(part) for part in inputs}) != 1:
         raise ValueError(f"`in_chunks` needs inputs of one length, got {[len(part) for part in inputs]}.")
     pieces = list(zip(*(part.split(rows) for part in inputs), strict=True))
+    if len(pieces) == 1:  # nothing is gained by computing it again
+        return network(*pieces[0])
     if not torch.is_grad_enabled():
         return torch.cat([network(*piece) for piece in pieces])
     return torch.cat([checkpoint(network, *piece, use_reentrant=False) for piece in pieces])

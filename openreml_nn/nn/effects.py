@@ -32,25 +32,39 @@ INTERCEPT = "intercept"
 class Effects(KeepsDtype):
     r"""Random effects b ~ N(0, G(θ)) of the levels of one factor, s effects for each of q levels.
 
-    Args:
-        levels: Number of levels, or their labels in the order of G; `Levels` may bring coordinates.
-        effects: Names of the effects of a level; a random intercept by default. With several, or with one that is not
-            an intercept, a batch brings their values as a design of shape (m, s).
-        covariance: G: a matrix over the levels for one effect; for several one over the s effects, the levels being
-            independent, or one of size s · q with the level as the faster index, such as
-            ``KroneckerProduct(UnstructuredMatrix(s), KnownMatrix(K))``. One variance, or an unstructured matrix over
-            the effects, when left out.
+    ==================== ===============================================================================================
+    random effects       how
+    ==================== ===============================================================================================
+    intercepts           ``Effects(50)``; batches bring codes
+    slopes               ``Effects(50, ["intercept", "time"])``; batches bring (codes, design), columns 1 and time
+    a kernel over levels ``Effects(lines, covariance=KnownMatrix(K))``
+    coordinates          ``Effects(sites, covariance=ExponentialMatrix(xy))``
+    features of levels   ``Effects(sites, covariance=NeuralMatrix(features, network, "matern32"))``
+    slopes over a kernel ``Effects(lines, ["intercept", "time"], KroneckerProduct(UnstructuredMatrix(2), K))``
+    nested, crossed      one `Effects` for each factor; levels of a nested one by joint labels, ``"school1:class2"``
+    ==================== ===============================================================================================
 
     As any module, effects that are given to several heads or layers are shared by them: one vocabulary and one set of
     thetas. For thetas of its own each needs `Effects` of its own, with a covariance of its own.
 
+    Args:
+        levels: Number of levels q, or their labels in the order of G; `Levels` may bring coordinates.
+        effects: Names of the s effects of a level; a random intercept by default. With several, or with one that is
+            not an intercept, a batch brings their values as a design of shape (m, s).
+        covariance: G: a matrix over the levels for one effect; for several one over the s effects, the levels being
+            independent, or one of size s · q with the level as the faster index. In a product only one factor may have
+            a scale of its own. One variance, or an unstructured matrix over the effects, when left out.
+
     Attributes:
-        G: Covariance of all effects, of size s · q; element (a · q + l) is effect a of level l.
+        G: Covariance of all effects, shape (s · q, s · q); element (a · q + l) is effect a of level l.
+        labels: Labels of the levels, or None where they are numbers.
+        num_levels: q.
         independent: Whether effects of different levels are uncorrelated at every θ.
         alike: Whether moreover all levels have the same covariance.
 
     Raises:
-        ValueError: Labels or names repeat, or the covariance has another size.
+        TypeError: The covariance is no `Matrix`.
+        ValueError: Labels or names repeat, there are no levels, or the covariance has another size.
 
     Example:
         >>> from openreml_nn.nn import Effects
@@ -112,7 +126,10 @@ class Effects(KeepsDtype):
         its number, from 0.
 
         Args:
-            labels: Column of labels: a list, array, Series or tensor.
+            labels: Column of labels, shape (m,): a list, array, Series or tensor.
+
+        Returns:
+            Codes, shape (m,), int64, on the CPU.
 
         Raises:
             ValueError: Labels are missing.

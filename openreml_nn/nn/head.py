@@ -14,7 +14,7 @@ from torch import Tensor
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.fit import fit
 from openreml_nn.nn.batch import RESIDUAL, batch_deviance, one_effect_loss, scalar_like
-from openreml_nn.nn.checks import RUN_AWAY, described, require_column, require_finite, require_pair, without_autocast
+from openreml_nn.nn.checks import explained, finite, require_column, require_finite, require_pair, without_autocast
 from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Factors, Groups
@@ -22,7 +22,7 @@ from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
 from openreml_nn.optim import data_start
 from openreml_nn.result import FitResult
-from openreml_nn.solvers import NotPositiveDefinite, Solver
+from openreml_nn.solvers import Solver
 from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 
@@ -45,14 +45,23 @@ class MixedModelHead(KeepsDtype):
     sees only the rows that it has; what rows of different batches have in common is left out, which makes the estimates
     less efficient and, where f takes up part of the effects, biased.
 
+    A network must find the mean of y by the bias of its last layer, and until it has, the random effects stand in for
+    it: subtract the mean of y before, or start the bias at it. With features the intercept is found by itself.
+
     Args:
-        effects: Random effects by name, one entry for each factor.
+        effects: Random effects by name, one entry for each factor; `Effects` says how to write which.
         mode: ``"batch"``, ``"exact"`` or ``"features"``.
         method: ``"REML"`` or ``"ML"`` for features; without features the two are the same.
         residual: Start value of σ².
         solver: Solver of the exact likelihood: ``"auto"``, the name of a solver, or a solver.
 
+    Attributes:
+        effects: The random effects by name.
+        residual: σ², a `ScalarMatrix`.
+        posterior: The random effects given the training rows, after `condition` or `refit`; None before.
+
     Raises:
+        TypeError: Effects are not by name, or not `Effects`.
         ValueError: No effects, a name is taken, or an option that does not exist.
 
     Example:
@@ -123,25 +132,8 @@ class MixedModelHead(KeepsDtype):
         require_pair(output, y)
         if not len(y):
             raise ValueError("`MixedModelHead` got a batch without rows.")
-        with without_autocast(output.device.type):
-            try:
-                loss = self._loss(output, y, groups)
-            except (torch.linalg.LinAlgError, NotPositiveDefinite) as error:
-                require_finite(output, y)
-                said = f" The solver says: {error}" if isinstance(error, NotPositiveDefinite) else ""
-                at = described(self.variance())
-                raise NotPositiveDefinite(
-                    f"V of these {len(y)} rows is not positive definite at {at}. {RUN_AWAY}{said}"
-                ) from error
-            except ValueError:
-                require_finite(output, y)  # told as what it is, not as a mistake in y − f
-                raise
-        if not math.isfinite(loss.item()):
-            require_finite(output, y)
-            raise ValueError(
-                f"The loss of these {len(y)} rows is {loss.item():g} at {described(self.variance())}. {RUN_AWAY}"
-            )
-        return loss
+        with without_autocast(output.device.type), explained(output, y, self.variance):
+            return finite(self._loss(output, y, groups))
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)

@@ -17,6 +17,17 @@ class Rows:
     Attributes:
         V: Covariance of all rows.
         choice: The solver and why it was taken.
+
+    Raises:
+        ValueError: There is no such solver, or it cannot take V.
+
+    Example:
+        >>> import torch
+        >>> from openreml_nn.nn import Effects, MixedModelHead
+        >>> head, codes = MixedModelHead({"site": Effects(2)}, mode="exact"), torch.tensor([0, 0, 1])
+        >>> rows = head.rows(codes)
+        >>> len(rows), head(torch.zeros(3), torch.tensor([1.0, 2.0, 0.0]), rows).shape
+        (3, torch.Size([]))
     """
 
     def __init__(self, V: Matrix, solver: str | Solver = "auto") -> None:
@@ -34,6 +45,13 @@ class Rows:
             y: Response, shape (n,).
             X: Fixed effects, shape (n, p); p may be 0.
             restricted: Whether to count the fixed effects.
+
+        Returns:
+            The deviance without its constant, a scalar, and the rank of X.
+
+        Raises:
+            ValueError: There are not all rows, or values that are not finite.
+            NotPositiveDefinite: V is not positive definite at the present thetas.
         """
         if len(y) != len(self):
             raise ValueError(f"The likelihood of these rows needs all {len(self)} of them, got {len(y)}.")

@@ -21,6 +21,7 @@ def _differences(function, theta: Tensor) -> Tensor:  # type: ignore[no-untyped-
 
 
 def jacobian(case: Case, theta: Tensor) -> None:
+    """``grad`` is ∂V/∂θ for the free parameters: by ``auto_grad`` and by differences."""
     V = case.matrix
     free = V.free_index
     (J, names), (automatic, same_names) = V.grad(theta), V.auto_grad(theta)
@@ -35,6 +36,7 @@ def jacobian(case: Case, theta: Tensor) -> None:
 
 
 def function_transforms(case: Case, theta: Tensor) -> None:
+    """``jacrev``, ``jacfwd`` and ``vmap`` of ``torch.func`` take ``build`` and agree."""
     build = case.matrix.build
     if len(theta):
         forward = torch.func.jacfwd(build)(theta)
@@ -60,6 +62,7 @@ def second_derivative(case: Case, theta: Tensor) -> None:
 
 
 def transforms(case: Case, theta: Tensor) -> None:
+    """``trans_grad`` is the diagonal of the Jacobian of ``trans_params``."""
     V = case.matrix
     natural = V.trans_params(theta)
     require(natural.shape == theta.shape, f"`trans_params` has shape {tuple(natural.shape)}")

@@ -16,6 +16,7 @@ from openreml_nn.testing.elsewhere import DEVICE, Elsewhere
 
 
 def names(case: Case, theta: Tensor) -> None:
+    """Names, ``nn.Parameter``s and the indices of ``leaves`` are as many, each once, and registered."""
     V = case.matrix
     own = V.theta_parameters()
     require(len(set(V.param_names)) == len(V.param_names), f"`param_names` repeat: {V.param_names}")
@@ -27,6 +28,7 @@ def names(case: Case, theta: Tensor) -> None:
 
 
 def dictionaries(case: Case, theta: Tensor) -> None:
+    """A dictionary in any order stands for the flat tensor; keys that are missing or unknown are refused."""
     V = case.matrix
     given = V.to_param_dict(theta)
     require(list(given) == V.param_names, f"`to_param_dict` has the keys {list(given)}")
@@ -80,6 +82,7 @@ def copies(case: Case, theta: Tensor) -> None:
 
 
 def state(case: Case, theta: Tensor) -> None:
+    """``state_dict`` brings the matrix back, by ``torch.load`` without code, and has nothing of the cache."""
     V, other = copy.deepcopy(case.matrix), copy.deepcopy(case.matrix)
     V.set_theta(theta)
     V.set_intermediates(theta, "kept")
@@ -92,6 +95,7 @@ def state(case: Case, theta: Tensor) -> None:
 
 
 def dtypes(case: Case, theta: Tensor) -> None:
+    """The matrix has the dtype of its parameters, also after ``float()`` and ``double()``."""
     V, single = copy.deepcopy(case.matrix), case.matrix(theta.float())
     require(single.dtype == torch.float32, f"float32 parameters give a matrix of {single.dtype}")
     require_close(single, V(theta), "the matrix in float32", tolerance=1e-3)

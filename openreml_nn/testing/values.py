@@ -10,6 +10,7 @@ from openreml_nn.testing.case import Case, domains, require, require_close
 
 
 def shape(case: Case, theta: Tensor) -> None:
+    """The matrix is finite, of the shape ``shape``, and of the dtype of its parameters."""
     V = case.matrix(theta)
     require(tuple(V.shape) == tuple(case.matrix.shape), f"`shape` is {case.matrix.shape}, the matrix {tuple(V.shape)}")
     require(V.dtype == theta.dtype, f"parameters of {theta.dtype} give a matrix of {V.dtype}")
@@ -17,12 +18,14 @@ def shape(case: Case, theta: Tensor) -> None:
 
 
 def symmetry(case: Case, theta: Tensor) -> None:
+    """V = V', where it is to be a covariance."""
     if case.covariance:
         V = case.matrix(theta)
         require_close(V.mT, V, "the transpose", tolerance=1e-12)
 
 
 def definiteness(case: Case, theta: Tensor) -> None:
+    """x'Vx ≥ 0 for every x, or > 0 where it is to be definite: by the eigenvalues."""
     if not case.covariance:
         return
     V = case.matrix(theta).detach()
@@ -48,12 +51,14 @@ def purity(case: Case, theta: Tensor) -> None:
 
 
 def own_theta(case: Case, theta: Tensor) -> None:
+    """``V()`` is ``V(V.theta)``."""
     V = case.matrix
     if V.theta.dtype == theta.dtype:
         require_close(V(), V(V.theta.detach()), "the matrix at the module's own thetas", tolerance=0.0)
 
 
 def products(case: Case, theta: Tensor) -> None:
+    """``matmul`` is V b and ``rmatmul`` is V'b."""
     V, A = case.matrix, case.matrix.build(theta)
     right, left = case.random(A.shape[1], 3), case.random(A.shape[0], 3)
     require_close(V.matmul(theta, right), A @ right, "`matmul`")
@@ -61,6 +66,7 @@ def products(case: Case, theta: Tensor) -> None:
 
 
 def elements(case: Case, theta: Tensor) -> None:
+    """Elements, the diagonal and its mean are those of the dense matrix; ``is_diagonal`` is true of one only."""
     V, A = case.matrix, case.matrix.build(theta)
     rows, columns = case.indices(A.shape[0], 5), case.indices(A.shape[1], 7)
     require_close(V.submatrix(theta, rows, columns), A[rows][:, columns], "`submatrix`", tolerance=1e-12)
@@ -73,10 +79,14 @@ def elements(case: Case, theta: Tensor) -> None:
 
 
 def level_blocks(case: Case, theta: Tensor) -> None:
+    """Blocks by level are those of the dense matrix, zero elsewhere; a common block is the one of every level."""
     V, A = case.matrix, case.matrix.build(theta)
     size = A.shape[0]
     for count in [c for c in range(1, size + 1) if size % c == 0 and A.shape[0] == A.shape[1]]:
-        blocks = V.level_blocks(theta, count)
+        blocks, common = V.level_blocks(theta, count), V.common_block(theta, count)
+        require(blocks is not None or common is None, f"{count} levels have a `common_block` and no `level_blocks`")
+        if blocks is not None and common is not None:
+            require_close(common.expand_as(blocks), blocks, f"`common_block` of {count} levels")
         if blocks is not None:
             effects = size // count
             grid = A.reshape(effects, count, effects, count)
@@ -105,6 +115,9 @@ def sandwich(case: Case, theta: Tensor) -> None:
             return A @ inner.build(x) @ A.mT
 
         require_close(Z.sandwich(theta, inner, own), dense(own), f"`sandwich` {name}")
+        diagonal = dense(own).diagonal()
+        require_close(Z.sandwich_diagonal(theta, inner, own), diagonal, f"`sandwich_diagonal` {name}")
+        require_close(Z.sandwich_mean_diagonal(theta, inner, own), diagonal.mean(), f"`sandwich_mean_diagonal` {name}")
         rows, columns = case.indices(Z.shape[0], 4)[:, None], case.indices(Z.shape[0], 3)
         got = Z.sandwich_entries(theta, inner, own, rows, columns)
         require_close(got, dense(own)[rows, columns], f"`sandwich_entries` {name}")
@@ -132,6 +145,7 @@ def _same_sum(build, add_to, base: Tensor, params: Tensor, what: str) -> None:  
 
 
 def natural(case: Case, theta: Tensor) -> None:
+    """``natural`` has a finite value for each of its names, and ``from_natural`` leads back to the same matrix."""
     V = case.matrix
     values = V.natural(theta)
     require(values.shape == (len(V.natural_names),), "`natural` and `natural_names` differ in length")
@@ -141,6 +155,7 @@ def natural(case: Case, theta: Tensor) -> None:
 
 
 def scale(case: Case, theta: Tensor) -> None:
+    """V(``rescale(theta, c)``) = c V(theta) where the matrix has a scale."""
     V, powers = case.matrix, case.matrix.scale_powers
     require(len(powers) == V.num_params, f"`scale_powers` has length {len(powers)} for {V.num_params} parameters")
     if any(powers):

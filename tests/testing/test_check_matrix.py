@@ -150,6 +150,16 @@ class WrongBlocks(ScalarMatrix):
         return self.trans_params(params).expand(count, self.shape[0] // count, self.shape[0] // count)
 
 
+class WrongCommonBlock(ScalarMatrix):
+    def common_block(self, params: Tensor, count: int) -> Tensor | None:
+        return torch.eye(self.shape[0] // count, dtype=params.dtype)
+
+
+class WrongSandwichDiagonal(Sound):
+    def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        return inner.diagonal(inner_params)
+
+
 class WrongSandwich(Sound):
     def sandwich(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         return self.build(params) @ inner.build(inner_params)
@@ -246,7 +256,9 @@ class HidesCasts(Sound):
         (WrongDiagonal, "`diagonal`"),
         (NotDiagonal, "`is_diagonal`"),
         (lambda: WrongBlocks(4), "`level_blocks`"),
+        (lambda: WrongCommonBlock(4), "`common_block`"),
         (WrongSandwich, "`sandwich`"),
+        (WrongSandwichDiagonal, "`sandwich` and its diagonal"),
         (ShortNatural, "`natural`"),
         (WrongScale, "`rescale`"),
         (WrongTransGrad, "`trans_grad`"),

@@ -1,7 +1,7 @@
 """Products of matrices: Kronecker, Hadamard and ordinary, and the Gram matrix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
 
@@ -48,19 +48,17 @@ class KroneckerProduct(Operator):
             before *= a.shape[out]
         return rhs.reshape(before, m)
 
-    def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        pieces = []
+    def _places(self, params: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[Matrix, Tensor, Tensor, Tensor]]:
+        """Each operand, the last one first, with its parameters and the rows and columns that are meant in it."""
         for a, own in reversed(self.parts(params)):
-            pieces.append(a.submatrix(own, rows % a.shape[0], columns % a.shape[1]))
+            yield a, own, rows % a.shape[0], columns % a.shape[1]
             rows, columns = rows // a.shape[0], columns // a.shape[1]
-        return reduce(torch.mul, pieces)
+
+    def submatrix(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return reduce(torch.mul, [a.submatrix(own, i, j) for a, own, i, j in self._places(params, rows, columns)])
 
     def entries(self, params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        pieces = []
-        for a, own in reversed(self.parts(params)):
-            pieces.append(a.entries(own, rows % a.shape[0], columns % a.shape[1]))
-            rows, columns = rows // a.shape[0], columns // a.shape[1]
-        return reduce(torch.mul, pieces)
+        return reduce(torch.mul, [a.entries(own, i, j) for a, own, i, j in self._places(params, rows, columns)])
 
     def diagonal(self, params: Tensor) -> Tensor:
         if all(a.shape[0] == a.shape[1] for a in self.operand_list()):
@@ -88,7 +86,11 @@ class KroneckerProduct(Operator):
 
 
 class HadamardProduct(Operator):
-    r"""V = A ∘ B ∘ …: the product of the elements."""
+    r"""V = A ∘ B ∘ …: the product of the elements.
+
+    Raises:
+        ValueError: The operands have different shapes.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         if len({a.shape for a in operands}) != 1:
@@ -117,7 +119,11 @@ class HadamardProduct(Operator):
 
 
 class Product(Operator):
-    r"""V = A B …, the matrix product."""
+    r"""V = A B …, the matrix product.
+
+    Raises:
+        ValueError: An operand does not have as many rows as the one before it has columns.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         for left, right in pairwise(operands):
@@ -152,7 +158,11 @@ class Product(Operator):
 
 
 class Gram(Operator):
-    r"""V = A A', the Gram matrix of the rows of A."""
+    r"""V = A A', the Gram matrix of the rows of A.
+
+    Raises:
+        ValueError: There is more than one operand.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         require_count("Gram", operands, 1, "A")

@@ -10,7 +10,11 @@ from openreml_nn.covariance.operators.base import Operator, require_count, requi
 
 
 class Augment(Operator):
-    r"""V = [A B …], side by side."""
+    r"""V = [A B …], side by side.
+
+    Raises:
+        ValueError: The operands have different numbers of rows.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         if len({a.shape[0] for a in operands}) != 1:
@@ -30,7 +34,11 @@ class Augment(Operator):
 
 
 class Stack(Operator):
-    r"""V = [A; B; …], one above the other."""
+    r"""V = [A; B; …], one above the other.
+
+    Raises:
+        ValueError: The operands have different numbers of columns.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         if len({a.shape[1] for a in operands}) != 1:
@@ -50,7 +58,11 @@ class Stack(Operator):
 
 
 class Transpose(Operator):
-    r"""V = A'."""
+    r"""V = A'.
+
+    Raises:
+        ValueError: There is more than one operand.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         require_count("Transpose", operands, 1, "A")
@@ -78,7 +90,11 @@ class Transpose(Operator):
 
 
 class Inverse(Operator):
-    r"""V = A⁻¹, for a covariance that is given by its precision."""
+    r"""V = A⁻¹, for a covariance that is given by its precision.
+
+    Raises:
+        ValueError: There is more than one operand, or it is not square.
+    """
 
     def _shape_of(self, operands: Sequence[Matrix]) -> tuple[int, int]:
         require_count("Inverse", operands, 1, "A")

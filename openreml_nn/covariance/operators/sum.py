@@ -11,6 +11,9 @@ from openreml_nn.covariance.operators.base import Operator
 class Sum(Operator):
     r"""V = A + B + …, for operands of one shape.
 
+    Raises:
+        ValueError: The operands have different shapes.
+
     Example:
         >>> from openreml_nn.covariance import IdentityMatrix, ScalarMatrix, Sum
         >>> V = Sum(gen=ScalarMatrix(2), residual=IdentityMatrix(2))

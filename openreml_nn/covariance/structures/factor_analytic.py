@@ -21,6 +21,9 @@ class FactorAnalyticMatrix(Matrix):
         k: Number of factors, less than n.
         start: Start values by name.
 
+    Raises:
+        ValueError: k is below 1 or not below n.
+
     Source: Thompson, Cullis, Smith & Gilmour (2003), Australian & New Zealand Journal of Statistics 45, 445-459.
 
     Example:

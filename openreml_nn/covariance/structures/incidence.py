@@ -4,9 +4,10 @@ Z has one column for each effect of each level and would be mostly zeros; kept a
 index: column a · L + l is effect a of level l of L.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -109,14 +110,25 @@ class IncidenceMatrix(Matrix):
         return torch.cat(parts)
 
     def sandwich(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
+        return self._sum_over_effects(
+            lambda i, j: inner.submatrix(inner_params, i, j), (slice(None), None), slice(None)
+        )
+
+    def _sum_over_effects(self, part_of: Callable[[Tensor, Tensor], Tensor], rows: Any, columns: Any) -> Tensor:
+        """Elements of Z C Z' for any C, one pair of effects after the other.
+
+        Args:
+            part_of: Elements of C from the columns of Z of each row, for the effect on its left and on its right.
+            rows: Index that takes the values of the rows on the left to the shape of these elements.
+            columns: The same on the right.
+        """
         total: Tensor | None = None
-        for a in range(len(self.effects)):
-            for b in range(len(self.effects)):
-                part = inner.submatrix(inner_params, self.columns(a), self.columns(b))
-                left, right = self._value(a, part), self._value(b, part)
-                part = part if left is None else left[:, None] * part
-                part = part if right is None else part * right
-                total = part if total is None else total + part
+        for a, b in product(range(len(self.effects)), repeat=2):
+            part = part_of(self.columns(a), self.columns(b))
+            left, right = self._value(a, part), self._value(b, part)
+            part = part if left is None else left[rows] * part
+            part = part if right is None else part * right[columns]
+            total = part if total is None else total + part
         return total  # type: ignore[return-value]
 
     def sandwich_diagonal(self, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
@@ -139,7 +151,7 @@ class IncidenceMatrix(Matrix):
         common = inner.common_block(inner_params, self.num_levels)
         blocks = inner.level_blocks(inner_params, self.num_levels) if common is None else common
         if blocks is None:
-            return self._entries_by_effects(inner, inner_params, rows, columns)
+            return self._sum_over_effects(lambda i, j: inner.entries(inner_params, i[rows], j[columns]), rows, columns)
         level, other = self.codes[rows], self.codes[columns]
         same = level == other
         if self._some_unknown:
@@ -150,18 +162,6 @@ class IncidenceMatrix(Matrix):
         x = self.values.to(own.dtype)
         left, right = (x[rows][..., None, :] @ own)[..., 0, :], x[columns]
         return same * sum(left[..., a] * right[..., a] for a in range(len(self.effects)))
-
-    def _entries_by_effects(self, inner: Matrix, inner_params: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Elements of Z C Z' for any C, one pair of effects after the other."""
-        total: Tensor | None = None
-        for a in range(len(self.effects)):
-            for b in range(len(self.effects)):
-                part = inner.entries(inner_params, self.columns(a)[rows], self.columns(b)[columns])
-                left, right = self._value(a, part), self._value(b, part)
-                part = part if left is None else left[rows] * part
-                part = part if right is None else part * right[columns]
-                total = part if total is None else total + part
-        return total  # type: ignore[return-value]
 
     def add_sandwich_to(self, out: Tensor, params: Tensor, inner: Matrix, inner_params: Tensor) -> Tensor:
         """Where effects of different levels are uncorrelated, only pairs of rows of one level are touched."""

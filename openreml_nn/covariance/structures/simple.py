@@ -15,6 +15,9 @@ class SimpleMatrix(Matrix):
     Args:
         values: Tensor or array-like of shape (rows, columns); kept in float64 if it is not floating point.
 
+    Raises:
+        ValueError: It does not have two dimensions.
+
     Example:
         >>> from openreml_nn.covariance import SimpleMatrix
         >>> SimpleMatrix([[1, 2], [3, 4]])().tolist()

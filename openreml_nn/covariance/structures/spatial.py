@@ -24,6 +24,10 @@ class DistanceMatrix(Matrix):
     Args:
         coordinates: Shape (n,) or (n, d), array-like or `Levels`.
         start: Start values of σ² and the range.
+
+    Raises:
+        TypeError: Coordinates are not numeric.
+        ValueError: Coordinates are not finite, or all points are the same.
     """
 
     distances: Tensor

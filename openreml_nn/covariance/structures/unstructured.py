@@ -19,6 +19,9 @@ class UnstructuredMatrix(Matrix):
         n: Size, or `Levels`, whose labels then name the entries.
         start: Start value of V, a positive definite matrix of shape (n, n).
 
+    Raises:
+        ValueError: ``start`` has another shape, or is not symmetric and positive definite.
+
     Source: Pinheiro & Bates (1996), Statistics and Computing 6, 289-296.
 
     Example:
@@ -34,14 +37,12 @@ class UnstructuredMatrix(Matrix):
 
     def __init__(self, n: SupportsIndex, *, start: Any = None) -> None:
         size = size_of(n, "UnstructuredMatrix")
-        self_labels = labels_of(n, size)
+        labels = labels_of(n, size)
         lower = [(i, j) for i in range(size) for j in range(i + 1)]
-        names = [f"L_{self_labels[i]}_{self_labels[j]}" for i, j in lower]
+        names = [f"L_{labels[i]}_{labels[j]}" for i, j in lower]
         trans = [TransformExp() if i == j else TransformIdentity() for i, j in lower]
         super().__init__((size, size), names, trans, start=None if start is None else _cholesky_rows(start, size))
-        self._natural_names = [
-            f"sigma^2_{self_labels[i]}" if i == j else f"sigma_{self_labels[j]}_{self_labels[i]}" for i, j in lower
-        ]
+        self._natural_names = [f"sigma^2_{labels[i]}" if i == j else f"sigma_{labels[j]}_{labels[i]}" for i, j in lower]
         self.register_buffer("place", torch.tensor([i * size + j for i, j in lower]), persistent=False)
 
     def factor(self, params: Tensor) -> Tensor:

@@ -52,6 +52,18 @@ def delta_covariance(
     of another function. ``delta_covariance(V.natural, result.theta, result.theta_cov)`` gives the variance parameters
     of a fit on their natural scale.
 
+    Args:
+        function: From a tensor of shape (k,) to a tensor of m elements, differentiable by PyTorch.
+        estimates: θ̂, shape (k,).
+        covariance: Covariance C of the estimates, shape (k, k), with NaN or 0 for parameters that are taken as known.
+
+    Returns:
+        (value, covariance): g(θ̂) in its shape, and J C J', shape (m, m), both in float64.
+
+    Raises:
+        TypeError: An argument is no real tensor.
+        ValueError: Shapes do not fit, an estimate is not finite, or ``covariance`` is no covariance matrix.
+
     Example:
         >>> import torch
         >>> delta_covariance(torch.exp, torch.zeros(2), torch.tensor([[0.04, 0.01], [0.01, 0.09]]))[1]
