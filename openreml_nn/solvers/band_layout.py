@@ -113,7 +113,8 @@ class BandCholesky(Factor):
         E = L.as_strided((T - 1, w, w), (w * (w + 1), 1, w), w).triu()
         X = torch.linalg.solve_triangular(D, torch.eye(w, dtype=L.dtype), upper=False)
         blocks = torch.cat([X.mT @ X, torch.zeros_like(X)], dim=1)
-        self._add_later(*np.split(blocks.numpy(), 2, axis=1), (E @ X[:-1]).numpy())
+        own, below = np.split(blocks.numpy(), 2, axis=1)
+        self._add_later(own, below, (E @ X[:-1]).numpy())
         return blocks.as_strided((T, w, w + 1), (2 * w * w, w + 1, w)).reshape(-1)
 
     @staticmethod

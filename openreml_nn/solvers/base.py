@@ -138,7 +138,7 @@ class Problem(ABC):
         return type(self)(self.V, fixed)
 
     def moment_variances(self) -> dict[int, float]:
-        """Estimates at little cost: a variance for the index of each raw theta; empty where there are none to be had."""
+        """Estimates at little cost: a variance for the index of each raw theta; empty where there are none."""
         return {}
 
     def threads(self) -> AbstractContextManager[None]:
