@@ -41,7 +41,7 @@ def fit(
     solver: str | Solver = "auto",
     direction: Direction | None = None,
     control: StepControl | None = None,
-    tolerance: float = 1e-14,
+    tolerance: float = 1e-12,
     max_steps: int = 200,
     rank: str = "drop",
     x_names: Sequence[str] | None = None,
@@ -144,9 +144,10 @@ def maximise(
             control=control,
             tolerance=tolerance,
         )
-        while len(history) < max_steps and not (history and history[-1].done):
-            optimizer.step(closure)
-            history.append(optimizer.progress)
+        with problem.threads():
+            while len(history) < max_steps and not (history and history[-1].done):
+                optimizer.step(closure)
+                history.append(optimizer.progress)
     if not current or not torch.equal(current[0].theta, V.theta):  # no step, or the last trial was rejected
         current.clear()
         with torch.no_grad():

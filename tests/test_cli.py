@@ -44,7 +44,7 @@ def test_fit_validate_predict(tmp_path, capsys):
     assert done.stderr == ""
     folder = Path("runs", "john_alpha", "version_0")
     assert f"Results: {folder}" in done.stdout
-    for line in ("log-likelihood = -46.5969", "Converged after 6 steps: the score is zero.", "gen/sigma^2  "):
+    for line in ("log-likelihood = -46.5969", "Converged after 4 steps: the score is zero.", "gen/sigma^2  "):
         assert line in done.stdout
     record = json.loads((folder / "fit.json").read_text())
     assert record["converged"] is True
@@ -113,7 +113,7 @@ def test_resume_and_limit(capsys):
     main(["fit", "--config", ALPHA, "--ckpt_path", checkpoint])
     record = json.loads((folder / "version_2" / "fit.json").read_text())
     assert record["converged"] is True
-    assert record["iterations"] == 6
+    assert record["iterations"] == 4
 
 
 def test_written_configuration_runs_again(capsys):

@@ -110,7 +110,7 @@ def test_fits(found: list[dict[str, Any]]) -> None:
 
 def test_a_chain_has_one_layout_on_all_processes(found: list[dict[str, Any]]) -> None:
     alone = found[0]["chain alone"]
-    assert alone["layout"][0] == "ChainLayout"
+    assert alone["layout"][0] == "BandLayout"
     for own in found[:3]:
         assert own["chain"]["layout"] == alone["layout"]
         assert own["chain"]["steps"] == alone["steps"]

@@ -124,7 +124,7 @@ class AverageInformation(torch.optim.Optimizer):
         *,
         geometry: Geometry | Callable[[], Geometry] | None = None,
         control: StepControl | None = None,
-        tolerance: float = 1e-14,
+        tolerance: float = 1e-12,
     ) -> None:
         super().__init__(params, {})
         if len(self.param_groups) != 1:

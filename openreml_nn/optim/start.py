@@ -12,10 +12,11 @@ INSIDE = 1e-9  # relative length of a term's part outside the column space of X 
 
 
 def data_start(problem: Problem) -> Tensor:
-    r"""Raw thetas at which each term of V has an equal share of the least-squares residual variance s² = e'e/(n − p).
+    r"""Raw thetas from the data: variances by moments where these cost little, else equal shares of the variance.
 
-    Each term is taken at its present thetas (raw zero by default, where correlations are moderate) and multiplied by a
-    constant, so that the average of its diagonal is s² over the number of terms. Fixed parameters stay as they are.
+    With equal shares each term is taken at its present thetas (raw zero by default, where correlations are moderate)
+    and multiplied by a constant, so that the average of its diagonal is the least-squares residual variance s² =
+    e'e/(n − p) over the number of terms. Fixed parameters stay as they are.
 
     Returns:
         Raw thetas, shape (k,).
@@ -27,8 +28,14 @@ def data_start(problem: Problem) -> Tensor:
     terms: list[tuple[Matrix, list[int]]] = [(V, list(range(V.num_params)))]
     if isinstance(V, Sum):
         terms = [(V.operand(name), V.operand_index(name)) for name in V.operand_names]
+    with problem.threads():
+        moments = {} if fixed.any() else problem.moment_variances()
     scalable = [(term, index) for term, index in terms if _can_scale(term, fixed[index])]
     for term, index in scalable:
+        if moments:
+            (i,) = index
+            theta[index] = term.rescale(theta[index], moments[i] / float(term.trans_params(theta[index])))
+            continue
         with torch.no_grad():
             size = float(problem.mean_diagonal(term, theta[index]))
         if size > 0:

@@ -8,7 +8,6 @@ Source: Bischof, Lang & Sun (2000), ACM Transactions on Mathematical Software 26
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,8 @@ import torch
 from scipy.linalg.blas import dsbmv
 from scipy.linalg.lapack import dpbtrf, dpbtrs
 from torch import Tensor
+
+from openreml_nn.solvers.threads import one_thread
 
 BLOCK = 1024  # columns of the lower triangle that are updated at once
 
@@ -38,17 +39,6 @@ class Panel:
         """As ``apply``, for a few columns, by NumPy: an operation starts in a fifth of the time that PyTorch takes."""
         V, T, tail = self.V.numpy(), self.T.numpy(), x[self.first :]
         tail -= V @ ((T.T if transpose else T) @ (V.T @ tail))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for thousands of short operations: threads would wait for each other at the end of each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def bandwidth_for(n: int) -> int:

@@ -7,6 +7,7 @@ products with P; the likelihood, its information, estimates and predictions are 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -135,6 +136,14 @@ class Problem(ABC):
     def _with(self, fixed: FixedEffects) -> "Problem":
         """The problem of another y and X; a solver whose preparation depends on V keeps that."""
         return type(self)(self.V, fixed)
+
+    def moment_variances(self) -> dict[int, float]:
+        """Estimates at little cost: a variance for the index of each raw theta; empty where there are none."""
+        return {}
+
+    def threads(self) -> AbstractContextManager[None]:
+        """For evaluations and what follows from them: one thread where they are short, else as many as there are."""
+        return nullcontext()
 
     def mean_diagonal(self, term: Matrix, params: Tensor) -> Tensor:
         """The mean of the diagonal of V, or of an operand of V, over the rows of all processes."""

@@ -3,6 +3,7 @@
 Several processes share the rows by block; what they tell each other at an evaluation are sums of p² + k² numbers.
 """
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
@@ -17,6 +18,7 @@ from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effect
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.terms import RandomTerm
+from openreml_nn.solvers.threads import threads_for
 
 
 class BlockSolver(Solver):
@@ -72,6 +74,11 @@ class BlockProblem(Problem):
 
     def _with(self, fixed: FixedEffects) -> "BlockProblem":
         return BlockProblem(self.V, fixed, self.pattern)
+
+    def threads(self) -> AbstractContextManager[None]:
+        pattern = self.pattern
+        numbers = len(pattern.element) + self.F.shape[0] * (self.F.shape[1] + self.V.num_params)
+        return threads_for(numbers, len(pattern.element) * max(group.first.shape[1] for group in pattern.groups))
 
     def elements(self, theta: Tensor) -> Tensor:
         """The elements of V(θ) that differ, shape (D,)."""

@@ -21,9 +21,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from openreml_nn.solvers.band import one_thread
 from openreml_nn.solvers.layouts import DenseLayout, Factor, Layout, checked
 from openreml_nn.solvers.sparse import SparseMatrix, sparse_matrix
+from openreml_nn.solvers.threads import one_thread
 
 WIDE = 128  # width of a block from which several threads are quicker than one
 
@@ -134,6 +134,10 @@ class ChainLayout(Layout):
     @property
     def work(self) -> float:
         return 8.0 * self.count * self.width**3
+
+    @property
+    def calls(self) -> int:
+        return 5 * self.count
 
     @property
     def cost(self) -> str:
@@ -273,6 +277,10 @@ class BorderedLayout(Layout):
     def work(self) -> float:
         h = self.breadth
         return self.chain.work + h * self.chain.size * (7.0 * self.chain.width + 2.0 * h) + h**3
+
+    @property
+    def calls(self) -> int:
+        return self.chain.calls + 15
 
     @property
     def cost(self) -> str:

@@ -73,6 +73,14 @@ class Coupling(ABC):
     layout: Layout
 
     @abstractmethod
+    def numel(self) -> int:
+        """Numbers that are kept of it."""
+
+    @abstractmethod
+    def squares(self) -> Tensor:
+        """Sums of the squares of the columns, shape (q,)."""
+
+    @abstractmethod
     def to_rest(self, blocks: Tensor) -> Tensor:
         """Σ_l C_l' ``blocks``_l, shape (q, m), for blocks of shape (s, m, L)."""
 
@@ -94,6 +102,12 @@ class DenseCoupling(Coupling):
 
     def __init__(self, C: Tensor) -> None:
         self.C, self.layout = C, DenseLayout(C.shape[2])
+
+    def numel(self) -> int:
+        return self.C.numel()
+
+    def squares(self) -> Tensor:
+        return self.C.square().sum((0, 1))
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C.flatten(0, 1).mT @ blocks.transpose(1, 2).flatten(0, 1)
@@ -141,6 +155,12 @@ class SparseCoupling(Coupling):
         self.to_levels = by_rows(of_levels, place, both[0] if s == 1 else torch.cat(both), size)
         of_places = by_rows(of_levels, place, once[0] if s == 1 else torch.cat(once), size)
         self.to_places, self.filled = of_places.filled_columns()
+
+    def numel(self) -> int:
+        return len(self.to_levels.values)
+
+    def squares(self) -> Tensor:
+        return _sum_at(self.column, self.value.square().sum(0), self.shape[2])
 
     def to_rest(self, blocks: Tensor) -> Tensor:
         return self.C_transposed @ blocks.transpose(1, 2).flatten(0, 1)

@@ -1,5 +1,7 @@
 """The dense solver: any V, one Cholesky an evaluation, and one inverse for its gradient. The oracle of all others."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
@@ -9,6 +11,7 @@ from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, S
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.threads import threads_for
 
 MATRICES_AT_PEAK = 5  # V, L, V⁻¹ and room for what a structure forms on the way
 
@@ -36,6 +39,9 @@ class DenseSolver(Solver):
 
 class DenseProblem(Problem):
     """V, U and e, ready to be evaluated densely."""
+
+    def threads(self) -> AbstractContextManager[None]:
+        return threads_for(self.n**2, self.n**3)
 
     def evaluate(self, theta: Tensor | None = None) -> "DenseEvaluation":
         theta = self.V.theta if theta is None else theta

@@ -64,6 +64,11 @@ class Layout(ABC):
         """Multiplications of a factor and an inverse."""
 
     @property
+    def calls(self) -> int:
+        """Short operations that wait for one another."""
+        return 0
+
+    @property
     @abstractmethod
     def cost(self) -> str:
         """``work`` in words."""

@@ -12,11 +12,13 @@ Sources: Henderson (1953), Biometrics 9, 226-252; the blocking is that of Bates,
 Journal of Statistical Software 67(1), and of MixedModels.jl.
 """
 
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -29,10 +31,12 @@ from openreml_nn.solvers.cross_products import CrossProducts, cross_products, la
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.henderson import Equations, inner
 from openreml_nn.solvers.layouts import DenseLayout, Layout
+from openreml_nn.solvers.moments import variances_by_moments
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.term_covariances import TermCovariances
 from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
+from openreml_nn.solvers.threads import threads_for
 
 
 class MixedModelEquationsSolver(Solver):
@@ -170,9 +174,10 @@ class MixedModelProblem(Problem):
         self.sizes_of_rest = [Z.shape[1] for Z in self.plan.rest]
         self.weight = self._weight(fixed.e)
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
-        self.products: CrossProducts = cross_products(
-            self.plan.first, self.plan.rest, self.F, self.weight, self.plan.chain, fixed.ranks, own
-        )
+        with threads_for(fixed.n_here * (fixed.p + 1 + len(terms))):
+            self.products: CrossProducts = cross_products(
+                self.plan.first, self.plan.rest, self.F, self.weight, self.plan.chain, fixed.ranks, own
+            )
         self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -fixed.ranks.sum(self.weight.log().sum())
 
     def _with(self, fixed: FixedEffects) -> "MixedModelProblem":
@@ -183,6 +188,23 @@ class MixedModelProblem(Problem):
             self.products, self.plan.first, self.plan.rest, other.F, self.weight, fixed.ranks, self.own
         )
         return other
+
+    def moment_variances(self) -> dict[int, float]:
+        thetas, plan = self.covariances.variances, self.plan
+        if thetas is None or len(thetas.unique()) < len(thetas) or len(thetas) != len(self.names) + 1:
+            return {}
+        found = variances_by_moments(
+            self.products, self.n, self.p, self.sizes_of_rest, plan.first is not None, self.by_levels
+        )
+        order = [plan.first_index, *plan.rest_index] if plan.first is not None else plan.rest_index
+        index = thetas.tolist()
+        places = [index[0], *(index[1 + i] for i in order)]
+        return {} if np.isnan(found).any() else dict(zip(places, found.tolist(), strict=True))
+
+    def threads(self) -> AbstractContextManager[None]:
+        products = self.products
+        numbers = products.first.numel() + products.first_F.numel() + products.coupling.numel()
+        return threads_for(numbers, products.layout.work)
 
     def _weight(self, like: Tensor) -> Tensor | None:
         """1/R₀, None for ones."""

@@ -1,4 +1,4 @@
-"""Which layout costs least for elements in given places: dense, a chain of blocks, or a chain with a border."""
+"""Which layout costs least for elements in given places: dense, a band, a chain of blocks, or one with a border."""
 
 import numpy as np
 import torch
@@ -6,11 +6,13 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
+from openreml_nn.solvers.band_layout import BandLayout
 from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 
-NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic
-CALLS = 500_000  # multiplications in the time of the calls for one block
+NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic; half as much in a band
+CALL = 100_000  # multiplications in the time of a call
+WIDEST = 128  # reach up to which a band on the CPU is quicker than a chain
 SPARSE_SHARE = 0.25  # elements of the lower triangle, as a share of q², above which no order is looked for
 MANY, MOST_REPEATED = 0.05, 2.0  # the same with repetitions, between which they are counted once each
 
@@ -26,7 +28,7 @@ def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
         size: q.
     """
     dense = DenseLayout(size)
-    if size**3 < 3 * CALLS or len(row) > MOST_REPEATED * size * size:
+    if size**3 < 15 * CALL or len(row) > MOST_REPEATED * size * size:
         return dense
     if len(row) > MANY * size * size:
         row, column = _unique(row, column, size)
@@ -38,7 +40,7 @@ def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
     layouts: list[Layout] = [dense, _chain(graph, np.ones(size, dtype=bool), row.device)]
     degrees = np.diff(graph.indptr)
     bound = int(degrees.max()) // 2
-    while bound > np.median(degrees) and layouts[-1].length > 3 * NARROWEST * size:
+    while bound > np.median(degrees) and layouts[-1].work > 18 * NARROWEST**2 * size:
         layouts.append(_chain(graph, degrees <= bound, row.device))
         bound //= 2
     return min(layouts, key=_time)
@@ -54,20 +56,24 @@ def _unique(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _time(layout: Layout) -> float:
     """In units of a multiplication."""
-    if isinstance(layout, BorderedLayout):
-        return layout.work + (layout.chain.count + 3) * CALLS
-    return layout.work + (layout.count if isinstance(layout, ChainLayout) else 0) * CALLS
+    return layout.work + layout.calls * CALL
 
 
-def _chain(graph: csr_array, inside: np.ndarray, device: torch.device) -> ChainLayout | BorderedLayout:
-    """A chain of the rows inside, in an order that brings their elements near the diagonal; the others are a border."""
+def _chain(graph: csr_array, inside: np.ndarray, device: torch.device) -> Layout:
+    """A band or a chain of the rows inside, in an order that brings their elements near the diagonal; others a border.
+
+    A GPU takes chains, of which it does many operations at once.
+    """
     kept = np.flatnonzero(inside)
     part = graph if len(kept) == len(inside) else graph[kept][:, kept].tocsr()
     order = reverse_cuthill_mckee(part, symmetric_mode=True).astype(np.int64)
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
-    reach = np.abs(position[part.indices] - np.repeat(position, np.diff(part.indptr))).max(initial=0)
-    chain = ChainLayout(torch.from_numpy(order).to(device), max(NARROWEST, int(reach)))
+    reach = int(np.abs(position[part.indices] - np.repeat(position, np.diff(part.indptr))).max(initial=0))
+    places = torch.from_numpy(order).to(device)
+    if len(kept) == len(inside) and reach <= WIDEST and device.type == "cpu":
+        return BandLayout(places, max(NARROWEST // 2, reach))
+    chain = ChainLayout(places, max(NARROWEST, reach))
     if len(kept) == len(inside):
         return chain
     return BorderedLayout(chain, torch.from_numpy(np.flatnonzero(~inside)).to(device), len(inside))

@@ -40,6 +40,10 @@ class SparseMatrix:
     def __matmul__(self, dense: Tensor) -> Tensor:
         return self._tensor @ dense
 
+    def squared(self) -> "SparseMatrix":
+        """The matrix of the squares of the elements, each of which is given once."""
+        return SparseMatrix(self.starts, self.columns, self.values.square(), self.shape)
+
     def to_dense(self) -> Tensor:
         """The same matrix with its zeros."""
         return self._tensor.to_dense()

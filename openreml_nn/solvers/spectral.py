@@ -11,6 +11,7 @@ bandwidth. The second line serves A = WW' through the small side of W; it holds 
 """
 
 import math
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,7 @@ from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effect
 from openreml_nn.solvers.reductions import Reduction, Source, reduce
 from openreml_nn.solvers.spectral_form import KernelForm, kernel_form
 from openreml_nn.solvers.terms import RandomTerm
+from openreml_nn.solvers.threads import threads_for
 
 LOST = 1e-3  # share of a quadratic form below which a difference loses too many digits of it
 
@@ -101,6 +103,9 @@ class SpectralProblem(Problem):
         left = self.form.rows.rest(both)
         self.E = gram(left, left)
         self.U_left = left[:, :-1]
+
+    def threads(self) -> AbstractContextManager[None]:
+        return threads_for(self.C.numel())
 
     def _with(self, fixed: FixedEffects) -> "SpectralProblem":
         return SpectralProblem(self.V, fixed, self.form, self.reduction)

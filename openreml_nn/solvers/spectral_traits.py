@@ -9,6 +9,7 @@ Each individual has each trait once. Source: Meyer (1985), Biometrics 41, 153-16
 Σ_e to diagonal form, which a singular Σ_e does not have.
 """
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
@@ -22,6 +23,7 @@ from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effect
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.reductions import Reduction, SpectralDecomposition, reduce
 from openreml_nn.solvers.spectral import misfit
+from openreml_nn.solvers.threads import threads_for
 from openreml_nn.solvers.trait_form import TraitForm, trait_form
 
 
@@ -78,6 +80,9 @@ class SpectralTraitsProblem(Problem):
         self.form, self.reduction, self.traits = form, reduction, form.traits
         self.eigenvalues = reduction.eigenvalues.to(fixed.e)
         self.F = self.into(torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach())
+
+    def threads(self) -> AbstractContextManager[None]:
+        return threads_for(self.F.numel() * self.traits)
 
     def _with(self, fixed: FixedEffects) -> "SpectralTraitsProblem":
         return SpectralTraitsProblem(self.V, fixed, self.form, self.reduction)

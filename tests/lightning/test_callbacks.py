@@ -25,7 +25,7 @@ def test_stops_with_the_reason(data, trainer, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == run.global_step + 1
     assert lines[-1] == "Stopped: the score is zero."
-    assert lines[-2].startswith("step   6  log-likelihood -46.596910  decrement ")
+    assert lines[-2].startswith("step   4  log-likelihood -46.596910  decrement ")
 
 
 def test_says_when_it_was_cut_off(data, trainer, tmp_path):
@@ -42,7 +42,7 @@ def test_says_when_it_was_cut_off(data, trainer, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The fit was cut off:UserWarning", "ignore:Checkpoint directory:UserWarning")
-@pytest.mark.parametrize(("steps", "converged"), [(2, False), (6, True)])
+@pytest.mark.parametrize(("steps", "converged"), [(2, False), (4, True)])
 def test_a_checkpoint_without_steps_left(steps, converged, data, trainer, tmp_path, capsys):
     def run(folder):
         keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
@@ -88,7 +88,7 @@ def test_writes_results(data, trainer, tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert record["converged"] is True
     assert record["loglik"] == module.result().loglik
-    assert record["iterations"] == 6
+    assert record["iterations"] == 4
     assert record["seconds"] > 0
     assert record["versions"]["lightning"]
     blup = pd.read_csv(tmp_path / "out" / "random_effects.csv")

@@ -1,9 +1,11 @@
-"""Dense and chained symmetric matrices against a plain one, and the choice between them."""
+"""Dense, banded and chained symmetric matrices against a plain one, and the choice between them."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from openreml_nn.solvers import orders
+from openreml_nn.solvers.band_layout import BandLayout
 from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.orders import choose_layout
@@ -60,14 +62,15 @@ def case(request: pytest.FixtureRequest) -> tuple[list[tuple[Layout, Tensor]], T
     """Layouts with one matrix given by its lower triangle, the matrix itself, and where its elements are."""
     size, reach, cut, width = CASES[request.param]
     row, column, order = band(size, reach, cut)
-    layout: Layout = ChainLayout(order, width)
+    layouts: list[Layout] = [ChainLayout(order, width), BandLayout(order, width)]
     if "border" in request.param:
-        row, column, layout = bordered(size, row, column, order, width)
+        row, column, with_border = bordered(size, row, column, order, width)
+        layouts = [with_border]
     value, given = normal(len(row)), []
-    for own in (DenseLayout(layout.size), layout):
+    for own in (DenseLayout(layouts[0].size), *layouts):
         A = torch.zeros(own.length, dtype=torch.float64).index_add_(0, own.place(row, column), value)
         given.append((own, A))
-    M = torch.zeros(layout.size, layout.size, dtype=torch.float64)
+    M = torch.zeros(own.size, own.size, dtype=torch.float64)
     M[row, column] = value
     return given, M + M.mT - torch.diag(M.diagonal()), (row, column)
 
@@ -129,8 +132,13 @@ def test_not_positive_definite(case) -> None:  # type: ignore[no-untyped-def]
                 layout.factor(A)
 
 
-def test_choice() -> None:
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     long, other, _ = band(1000, 5, 1000)
+    banded = choose_layout(long, other, 1000)
+    assert isinstance(banded, BandLayout)
+    assert banded.length < 1000**2 / 10
+    assert "q = 1000 effects in a band of w = 16" in banded.cost
+    monkeypatch.setattr(orders, "WIDEST", 4)
     chain = choose_layout(long, other, 1000)
     assert isinstance(chain, ChainLayout)
     assert chain.length < 1000**2 / 10

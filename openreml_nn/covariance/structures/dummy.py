@@ -62,7 +62,7 @@ def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:
         column = column if full else column.cat.remove_unused_categories()
         return column.cat.codes.to_numpy(np.int64), list(column.cat.categories)
     codes, unique = pd.factorize(column, sort=True)
-    return codes.astype(np.int64), list(unique)
+    return codes.astype(np.int64, copy=False), unique.tolist()
 
 
 def _codes_of_integers(values: np.ndarray) -> tuple[np.ndarray, Sequence[int]] | None:
