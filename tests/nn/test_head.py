@@ -75,6 +75,22 @@ def test_the_scale_of_features_does_not_matter(make):
         assert one.item() == pytest.approx(two.item(), abs=1e-10)
 
 
+@pytest.mark.parametrize("mode", ["batch", "exact"])
+@pytest.mark.parametrize("name", ["intercepts", "slopes", "crossed"])
+def test_an_offset_is_a_part_of_f(make, name, mode):
+    case, head, other = make(name), make(name).head(mode=mode), make(name).head(mode=mode)
+    head.offset.fill_(1000.0)
+    f = case.f.detach() - 1000.0
+    assert head(f, case.y, case.groups).item() == pytest.approx(other(case.f, case.y, case.groups).item(), abs=1e-10)
+    for own, output in ((head, f), (other, case.f)):
+        own.refit(output, case.y, case.groups, max_steps=0)
+    for one, two in zip(head.predict(f, case.groups), other.predict(case.f, case.groups), strict=True):
+        torch.testing.assert_close(one, two)
+    again = case.head(mode=mode)
+    again.load_state_dict(saved(head))
+    assert again.to(torch.bfloat16).offset.item() == 1000.0
+
+
 def test_start_shares_the_variance(make):
     case = make("crossed")
     y = 3.0 * case.y
