@@ -23,13 +23,11 @@ from typing import Any
 
 import psutil
 from jsonargparse import ArgumentError
-from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
-from openreml_nn.lightning import MixedModelDataModule, REMLModule
-from openreml_nn.lightning.commands import COMMANDS, REMLCLI, NetworkCLI
+from openreml_nn.lightning.commands import COMMANDS, REMLCLI, Commands, NetworkCLI
 from openreml_nn.solvers import processes
 from openreml_nn.solvers.ranks import DistNetworkError
 
@@ -81,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if os.environ.get(DEBUG) or not is_mistake(error):
                 raise
             if not _told_elsewhere(error):
-                print(f"openreml-nn: error: {message(error)}", file=sys.stderr)
+                print(f"openreml-nn: error: {message(error, kind)}", file=sys.stderr)
             end_children()
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
         except SystemExit as stop:
@@ -120,7 +118,7 @@ def _told_elsewhere(error: BaseException) -> bool:
     return processes().rank > 0 and not isinstance(error, MemoryError)
 
 
-def message(error: BaseException) -> str:
+def message(error: BaseException, kind: type[Commands] = REMLCLI) -> str:
     """What an error says, on one line; a KeyError without its quotes, and where no type fits, what is wrong."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -131,12 +129,12 @@ def message(error: BaseException) -> str:
     if isinstance(error, ArgumentError):
         told = _REQUIRED.sub(lambda found: _COMMAND.sub("--", found[0]), told)
         unknown = _UNKNOWN.search(told)
-        near = nearest_option(unknown[1] or unknown[2]) if unknown else None
+        near = nearest_option(unknown[1] or unknown[2], kind) if unknown else None
         told += f"; did you mean {near!r}?" if near else ""
     return " ".join(told.split())
 
 
-def nearest_option(name: str) -> str | None:
+def nearest_option(name: str, kind: type[Commands] = REMLCLI) -> str | None:
     """The option of a command that an unknown one looks like; a part of it for nested ones, None where there is none.
 
     Example:
@@ -144,12 +142,7 @@ def nearest_option(name: str) -> str | None:
         >>> nearest_option("data.fixd"), nearest_option("dta.random.gen")
         ('data.fixed', 'data')
     """
-    groups: dict[str, Any] = {
-        "model": REMLModule,
-        "data": MixedModelDataModule,
-        "trainer": Trainer,
-        **REMLCLI.CALLBACKS,
-    }
+    groups = kind.parts()
     first, *rest = name.split(".")
     if first in groups and rest:
         near = get_close_matches(rest[0], signature(groups[first]).parameters, 1)

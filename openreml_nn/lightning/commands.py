@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -25,7 +26,14 @@ COMMANDS = ("fit", "validate", "predict")
 class Commands(LightningCLI):
     """Base class of LightningCLI with callbacks under keys of their own, log folders by name and safe checkpoints."""
 
+    MODULE: ClassVar[type[L.LightningModule]]
+    DATA: ClassVar[type[L.LightningDataModule]]
     CALLBACKS: ClassVar[Mapping[str, type[Callback]]]
+
+    @classmethod
+    def parts(cls) -> dict[str, type]:
+        """The class behind each key of a configuration."""
+        return {"model": cls.MODULE, "data": cls.DATA, "trainer": L.Trainer, **cls.CALLBACKS}
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -67,6 +75,7 @@ class REMLCLI(Commands):
         options: Those of ``LightningCLI``.
     """
 
+    MODULE, DATA = REMLModule, MixedModelDataModule
     CALLBACKS: ClassVar[Mapping[str, type[Callback]]] = {
         "convergence": ConvergenceCallback,
         "results": ResultFiles,
@@ -79,7 +88,7 @@ class REMLCLI(Commands):
     def __init__(self, **options: Any) -> None:
         own = {"log_every_n_steps": 1, "enable_progress_bar": False, "max_epochs": 200}
         defaults: dict[str, Any] = {"trainer_defaults": trainer_defaults() | own, "seed_everything_default": False}
-        super().__init__(REMLModule, MixedModelDataModule, **(defaults | options))
+        super().__init__(self.MODULE, self.DATA, **(defaults | options))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -94,6 +103,7 @@ class NetworkCLI(Commands):
         options: Those of ``LightningCLI``.
     """
 
+    MODULE, DATA = MixedModelRegressor, NetworkDataModule
     CALLBACKS: ClassVar[Mapping[str, type[Callback]]] = {
         "results": RefitFiles,
         "predictions": RowPredictionFiles,
@@ -104,7 +114,7 @@ class NetworkCLI(Commands):
     def __init__(self, **options: Any) -> None:
         own = {"log_every_n_steps": 10, "use_distributed_sampler": False}
         defaults: dict[str, Any] = {"trainer_defaults": trainer_defaults() | own}
-        super().__init__(MixedModelRegressor, NetworkDataModule, **(defaults | options))
+        super().__init__(self.MODULE, self.DATA, **(defaults | options))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

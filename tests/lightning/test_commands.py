@@ -84,7 +84,8 @@ def test_what_the_readme_shows(capsys):
      (["--model.network.inputs", "3"], 1, "made for 3 inputs, got 4"),
      (["--model.head.mode", "whole"], 1, "needs a mode of 'batch', 'exact', 'features'"),
      (["--data.cluster", "Pen"], 1, "`cluster` must be one of the random terms ['Litter']"),
-     (["--model.refits", "true"], 2, "refits")],
+     (["--model.refits", "true"], 2, "did you mean 'model.refit'?"),
+     (["--data.formla", "y ~ x"], 2, "did you mean 'data.formula'?")],
 )  # fmt: skip
 def test_mistakes(more, code, said, capsys):
     with pytest.raises(SystemExit) as end:
