@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from openreml_nn import cli
 from openreml_nn.covariance import AR1Matrix, CovariancePropagation, DummyMatrix, ScalarMatrix, Sum
@@ -34,6 +35,7 @@ from openreml_nn.lightning import (
     Batch,
     ConvergenceCallback,
     MixedModelDataModule,
+    MixedModelRegressor,
     PredictionFiles,
     REMLModule,
     ResultFiles,
@@ -48,6 +50,7 @@ from openreml_nn.likelihood import (
     prediction_error_variance,
     restricted_loglik,
 )
+from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
 from openreml_nn.solvers import (
     ALONE,
     SOLVERS,
@@ -388,6 +391,36 @@ def own_batches(folder: str) -> dict[str, Any]:
     return {"shares": fit(True, True), "same": fit(False, False), "says nothing": told(lambda: fit(True, False))}
 
 
+def network(folder: str, each: int, mode: str) -> dict[str, Any]:
+    """A network with a head: the clusters of each step, what was learned, and predictions from a checkpoint."""
+    torch.manual_seed(0)
+    codes, x = torch.arange(200) % 10, torch.randn(200, 3)
+    y = x.sum(1) + torch.randn(10)[codes] + 0.3 * torch.randn(200)
+    rows = TensorDataset(x, y, codes)
+    module = MixedModelRegressor(torch.nn.Linear(3, 1), MixedModelHead({"a": Effects(10)}, mode=mode), refit=True)
+    seen: list[list[int]] = []
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+            seen.append(batch[2].unique().tolist())
+
+    path = Path(folder) / "network.ckpt"
+    run = trainer(folder, 1, each, callbacks=[Seen()], max_epochs=2, use_distributed_sampler=False)
+    by_clusters = DataLoader(rows, batch_sampler=ClusterBatchSampler(codes, 40))
+    whole = DataLoader([(x, y, codes)], batch_size=None)  # type: ignore[arg-type]
+    run.fit(module, whole if mode == "exact" else by_clusters, DataLoader(rows, batch_size=50))
+    run.save_checkpoint(path)
+    other = MixedModelRegressor(torch.nn.Linear(3, 1), MixedModelHead({"a": Effects(10)}))
+    other.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    with torch.no_grad():
+        mean, variance = other.head.predict(other(x[:3]), torch.tensor([0, 1, -1]))
+    assert module.result is not None
+    assert variance is not None
+    return {"seen": seen, "weight": module.network.weight.tolist(), "loglik": module.result.loglik,
+            "mse": run.callback_metrics["val/mse"].item(), "mean": mean.tolist(),
+            "variance": variance.tolist()}  # fmt: skip
+
+
 def command(options: list[str], file: Callable[[int], str] | None = None) -> dict[str, Any]:
     """Exit code and messages of the command line, each process with a table of its own if there are several."""
     out, place = io.StringIO(), int(os.environ.get("LOCAL_RANK", 0))
@@ -463,6 +496,9 @@ def main(file: str) -> None:
         share = sleep | {"read": "share"}
         found["resumed"] = run(1, 1, resumed, name, folder / "row groups.ckpt", **share)
         found["own batches"] = run(1, 2, own_batches, name)
+        found["network"] = run(1, 2, network, name, 2, "batch")
+        found["network exact"] = run(1, 2, network, name, 2, "exact")
+        found["network exact alone"] = run(1, 1, network, name, 1, "exact")
         commands = mistakes(folder)
         told = run(1, 2, lambda: {key: command(*given) for key, given in commands.items()})
         found |= {key: [own[key] for own in told] for key in told[0]}

@@ -13,7 +13,7 @@ import pandas as pd
 
 from openreml_nn.covariance import Sum
 from openreml_nn.data.columns import tidy, tidy_like
-from openreml_nn.data.effects import Effects
+from openreml_nn.data.effects import TermEffects
 from openreml_nn.data.factors import Factor
 from openreml_nn.data.formulas import Design, design, levels_in
 from openreml_nn.data.residual import Residual, is_plain
@@ -38,7 +38,7 @@ class Coding:
 
     def __init__(self, specification: Specification, frame: pd.DataFrame) -> None:
         self.specification, self.frame = specification, frame
-        self.effects = {name: Effects(name, term, frame) for name, term in specification.random.items()}
+        self.effects = {name: TermEffects(name, term, frame) for name, term in specification.random.items()}
         self.residuals = {name: Residual(name, term, frame) for name, term in specification.residual.items()}
 
     @cached_property
@@ -47,7 +47,7 @@ class Coding:
         return design(self.specification.right, self.frame, FIXED)
 
     @property
-    def correlated(self) -> dict[str, Effects]:
+    def correlated(self) -> dict[str, TermEffects]:
         """The terms by which rows are correlated: the random ones, and residual ones with groups or ``within``."""
         residuals = {name: own.effects for name, own in self.residuals.items() if own.effects is not None}
         return self.effects | residuals
@@ -64,7 +64,7 @@ class Coding:
             | {name: residual.covariance(frame, positions) for name, residual in self.residuals.items()}
         )
 
-    def with_effects(self, others: Mapping[str, Effects]) -> "Coding":
+    def with_effects(self, others: Mapping[str, TermEffects]) -> "Coding":
         """The same coding with other effects for some of the ``correlated`` terms."""
         coding = copy(self)
         coding.effects = {name: others.get(name, own) for name, own in self.effects.items()}
@@ -139,7 +139,7 @@ def _learned(
     return coding.with_effects(others), frame
 
 
-def check_random(effects: Effects, n: int, plain_residual: bool, count: int | None = None) -> None:
+def check_random(effects: TermEffects, n: int, plain_residual: bool, count: int | None = None) -> None:
     """Raise a ValueError that names a random term whose variance cannot be told from the mean or from the residual.
 
     Args:

@@ -32,7 +32,7 @@ EFFECTS = "the effects of one group"
 _HINTS = {EFFECTS: " (A structure over the groups is a `relationship`; one over repeated measures needs `within`.)"}
 
 
-class Effects:
+class TermEffects:
     r"""The effects of a term over a table: Z for its rows or for new ones, and G.
 
     Args:
@@ -80,15 +80,23 @@ class Effects:
     @property
     def size(self) -> int:
         """Number of effects of all groups."""
-        return len(self.effects) * (1 if self.groups is None else len(self.groups))
+        return len(self.effects) * self.num_groups
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups, also of those without records."""
+        return 1 if self.groups is None else len(self.groups)
+
+    def group_codes(self, frame: pd.DataFrame) -> np.ndarray:
+        """Index of the group of each row, shape (n,); −1 where it was not in the fit."""
+        return np.zeros(len(frame), dtype=np.int64) if self.groups is None else self.groups.codes(frame)
 
     def Z(self, frame: pd.DataFrame, *, unseen: bool = False) -> IncidenceMatrix:
         """Design of the effects for rows of the fit or new ones; unknown levels give rows of zeros.
 
         With ``unseen`` it is the other way round: unknown levels stand at the first one, known ones give rows of zeros.
         """
-        groups = np.zeros(len(frame), dtype=np.int64) if self.groups is None else self.groups.codes(frame)
-        cells = self.cell_codes(frame)
+        groups, cells = self.group_codes(frame), self.cell_codes(frame)
         known = (groups >= 0) & (cells >= 0)
         keep = ~known if unseen else known
         groups, cells = groups.clip(min=0), cells.clip(min=0)
@@ -104,10 +112,8 @@ class Effects:
 
     def places(self, frame: pd.DataFrame) -> np.ndarray:
         """Which effect of which group each row has, as one number, where each row has one; −1 for unknown levels."""
-        groups = np.zeros(len(frame), dtype=np.int64) if self.groups is None else self.groups.codes(frame)
-        cells = self.cell_codes(frame)
-        joint = cells * (1 if self.groups is None else len(self.groups)) + groups
-        return np.where((cells < 0) | (groups < 0), -1, joint)
+        groups, cells = self.group_codes(frame), self.cell_codes(frame)
+        return np.where((cells < 0) | (groups < 0), -1, cells * self.num_groups + groups)
 
     def cell_codes(self, frame: pd.DataFrame) -> np.ndarray:
         """Index of the effect of each row into ``effects``; −1 where a value of ``within`` was not in the fit."""
@@ -163,13 +169,13 @@ class Effects:
         """Columns of the groups; none where all rows are one group."""
         return [] if self.groups is None else self.groups.columns
 
-    def over(self, groups: Factor) -> "Effects":
+    def over(self, groups: Factor) -> "TermEffects":
         """The same effects over other groups."""
         effects = copy(self)
         effects.groups = groups
         return effects
 
-    def only(self, frame: pd.DataFrame) -> tuple["Effects", np.ndarray]:
+    def only(self, frame: pd.DataFrame) -> tuple["TermEffects", np.ndarray]:
         """The effects of the groups that some rows of the table have, for ``separate`` ones; the groups' places."""
         assert self.groups is not None
         groups, places = self.groups.only(frame)

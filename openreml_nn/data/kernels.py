@@ -89,8 +89,9 @@ def _labelled(source: str | Path | pd.DataFrame, name: str) -> tuple[list[str], 
         twice = [label for label, count in Counter(labels).items() if count > 1]
         if twice:
             raise ValueError(f"The kernel {name} has {kind} labels that repeat: {_some(twice)}. Labels must be unique.")
-    if set(rows) != set(columns):
-        strange = [label for label in rows if label not in set(columns)]
+    known = set(columns)
+    if set(rows) != known:
+        strange = [label for label in rows if label not in known]
         raise ValueError(
             f"The kernel {name} needs the same labels on rows and columns; {_some(strange)} "
             f"{'is a row' if len(strange) == 1 else 'are rows'} without a column."

@@ -16,7 +16,7 @@ from torch import Tensor
 from openreml_nn.covariance import IncidenceMatrix, Matrix
 from openreml_nn.data.coding import Coding, coding_of_all
 from openreml_nn.data.columns import complete_rows, log, require_columns, tidy, tidy_like
-from openreml_nn.data.effects import Effects
+from openreml_nn.data.effects import TermEffects
 from openreml_nn.data.formulas import columns_of, response
 from openreml_nn.data.residual import check_residual
 from openreml_nn.data.specification import RESPONSE, Specification
@@ -135,7 +135,7 @@ class MixedModel:
             )
 
     @property
-    def correlated(self) -> dict[str, Effects]:
+    def correlated(self) -> dict[str, TermEffects]:
         """The terms by which rows are correlated: the random ones, and residual ones with groups or ``within``."""
         return self.coding.correlated
 
@@ -144,7 +144,7 @@ class MixedModel:
 
         Args:
             rows: Positions of the rows, shape (m,).
-            own: `correlated` terms of which V gets the levels of these rows alone; they must be `Effects.separate`.
+            own: `correlated` terms of which V gets the levels of these rows alone; they must be `TermEffects.separate`.
 
         Returns:
             The model, and for each of ``own`` the places of its levels among all of them.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from openreml_nn.covariance import DiagonalMatrix, DiagonalPropagation, Levels, Matrix, ScalarMatrix
-from openreml_nn.data.effects import EFFECTS, Effects, make
+from openreml_nn.data.effects import EFFECTS, TermEffects, make
 from openreml_nn.data.formulas import design, parse_design
 from openreml_nn.data.terms import Term
 
@@ -37,12 +37,12 @@ class Residual:
         ValueError: The design is zero in a row, or a structure cannot be made.
     """
 
-    effects: Effects | None
+    effects: TermEffects | None
 
     def __init__(self, name: str, term: Term, frame: pd.DataFrame) -> None:
         self.name, self.term, self.effects = name, term, None
         if term.groups is not None or term.within is not None:
-            self.effects = Effects(name, term, frame)
+            self.effects = TermEffects(name, term, frame)
             return
         where = f"term {name!r}"
         self.design = design(parse_design(term.design, where), frame, where)
@@ -74,7 +74,7 @@ class Residual:
             self.design.of(frame), make(structure, Levels(self.design.names), self.name, EFFECTS)
         )
 
-    def with_effects(self, effects: Effects | None) -> "Residual":
+    def with_effects(self, effects: TermEffects | None) -> "Residual":
         """The same term over other effects; itself where there are none."""
         if effects is None:
             return self
@@ -88,7 +88,7 @@ def check_residual(terms: Mapping[str, Term], frame: pd.DataFrame) -> None:
     (name, term), *others = terms.items()
     if others or is_diagonal(term) or term.design != "1" or (term.groups is None and term.within is None):
         return
-    effects = Effects(name, term, frame)
+    effects = TermEffects(name, term, frame)
     repeated = pd.Series(effects.places(frame)).duplicated().to_numpy()
     if repeated.any():
         what = ", ".join(factor.name for factor in effects.factors)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from openreml_nn.data.shards import assign
+from openreml_nn.data.shards import assign, require_same
 from openreml_nn.data.tables import find_table
 from openreml_nn.solvers.block_pattern import blocks_of_rows
 from openreml_nn.solvers.ranks import Ranks
@@ -63,17 +63,8 @@ class RowGroups:
 
 
 def require_same_columns(table: RowGroups, ranks: Ranks) -> None:
-    """Raise a ValueError on all processes where their tables have other columns or another number of rows."""
-    tables = ranks.objects((table.columns, table.sizes.tolist()))
-    for place, (columns, sizes) in enumerate(tables):
-        start = f"Process {place + 1} of {ranks.size} has another table than process 1: "
-        first, rows = tables[0]
-        differ = [name for name in {**first, **columns} if first.get(name) != columns.get(name)]
-        if differ:
-            pairs = "; ".join(f"{name!r} is {columns.get(name)}, not {first.get(name)}" for name in differ)
-            raise ValueError(f"{start}its column {pairs}. Give all processes the same file.")
-        if sizes != rows:
-            raise ValueError(f"{start}it has {sum(sizes)} rows, not {sum(rows)}, or other row groups.")
+    """Raise a ValueError on all processes where their tables have other columns, rows, or row groups."""
+    require_same(table.columns, table.n, table.sizes.tolist(), "it has other row groups", ranks)
 
 
 def read_in_order(table: RowGroups, columns: Sequence[str], ranks: Ranks) -> pd.DataFrame:

@@ -7,6 +7,7 @@ levels, into runs of about as many rows each.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,17 +125,35 @@ def require_same_table(model: MixedModel, ranks: Ranks) -> None:
     frame = model.frame
     columns = {str(name): str(frame[name].dtype.name) for name in frame.columns}
     digest = hashlib.sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()
-    tables = ranks.objects((columns, len(frame), digest))
-    for place, (other, rows, hashed) in enumerate(tables):
-        start = f"Process {place + 1} of {ranks.size} has another table than process 1: "
-        if other != tables[0][0]:
-            differ = [name for name in {**tables[0][0], **other} if tables[0][0].get(name) != other.get(name)]
-            pairs = "; ".join(f"{name!r} is {other.get(name)}, not {tables[0][0].get(name)}" for name in differ)
-            raise ValueError(f"{start}its column {pairs}. Give all processes the same file.")
-        if rows != tables[0][1]:
-            raise ValueError(f"{start}it has {rows} rows, not {tables[0][1]}. Give all processes the same file.")
-        if hashed != tables[0][2]:
-            raise ValueError(f"{start}some of its values differ. Give all processes the same file.")
+    require_same(columns, len(frame), digest, "some of its values differ", ranks)
+
+
+def require_same(columns: dict[str, str], rows: int, content: Any, otherwise: str, ranks: Ranks) -> None:
+    """Raise a ValueError on all processes where their tables differ.
+
+    Args:
+        columns: Type of each column.
+        rows: Number of rows.
+        content: What else must be the same.
+        otherwise: What is said where it is not.
+        ranks: The processes.
+    """
+    tables = ranks.objects((columns, rows, content))
+    first, n, expected = tables[0]
+    for place, (other, count, found) in enumerate(tables):
+        differ = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if differ:
+            said = "its column " + "; ".join(f"{name!r} is {other.get(name)}, not {first.get(name)}" for name in differ)
+        elif count != n:
+            said = f"it has {count} rows, not {n}"
+        elif found != expected:
+            said = otherwise
+        else:
+            continue
+        raise ValueError(
+            f"Process {place + 1} of {ranks.size} has another table than process 1: {said}. Give all processes the "
+            f"same file."
+        )
 
 
 def _codes(model: MixedModel, name: str) -> np.ndarray:

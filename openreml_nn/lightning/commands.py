@@ -109,7 +109,9 @@ class NetworkCLI(Commands):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data.effects", "model.head.init_args.effects", apply_on="instantiate")
-        parser.set_defaults({"checkpoint.save_last": True})
+        parser.set_defaults(
+            {"checkpoint.save_last": True, "model.head": {"class_path": "openreml_nn.nn.MixedModelHead"}}
+        )
 
 
 def run_folder(checkpoint: str | Path) -> str:

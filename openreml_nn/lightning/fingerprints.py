@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import torch
+import pandas as pd
 from torch import Tensor
 
-from openreml_nn.covariance import Matrix, Sum
+from openreml_nn.covariance import CovariancePropagation, IncidenceMatrix, Matrix, Sum
 from openreml_nn.lightning.batches import Batch
 from openreml_nn.solvers import Ranks
 
@@ -22,8 +22,8 @@ def fingerprint(batch: Batch, V: Matrix) -> dict[str, str]:
     """The number of rows, and digests of y, of X, and of the numbers in each term of V.
 
     Args:
-        batch: The data. Where it has only the rows of one of several processes, all of them call this, and the terms,
-            of which each has other levels, are left out.
+        batch: The data. Where it has only the rows of one of several processes, all of them call this, and what is
+            said of a term is its levels.
         V: The covariance of all records.
     """
     if batch.whole is None and batch.V is not None:
@@ -38,25 +38,44 @@ def fingerprint(batch: Batch, V: Matrix) -> dict[str, str]:
 
 
 def _of_shared_rows(batch: Batch) -> dict[str, str]:
-    """As `fingerprint`, of the rows of all processes."""
-    y = batch.y[:, None].to(torch.float64)
-    X = y[:, :0] if batch.X is None else batch.X.to(y)
-    own = {RESPONSE: row_sum(y), FIXED: row_sum(X), TOGETHER: row_sum(torch.cat([y, X], dim=1))}
-    parts = batch.ranks.objects((len(y), own))
+    """As `fingerprint`, of the rows of all processes: digests of y, of X, of the levels in each term, and of all."""
+    X = batch.y[:, None][:, :0] if batch.X is None else batch.X
+    columns = {RESPONSE: _bits(batch.y[:, None]), FIXED: _bits(X)} | _levels(batch.V)
+    own = {name: row_sum(part) for name, part in columns.items()}
+    own[TOGETHER] = row_sum(np.concatenate(list(columns.values())))
+    parts = batch.ranks.objects((len(batch.y), own))
     sums = {name: sum(sums[name] for _, sums in parts) % 2**64 for name in own}
     return {ROWS: str(sum(count for count, _ in parts))} | {name: f"{total:016x}" for name, total in sums.items()}
 
 
-def row_sum(values: Tensor) -> int:
+def _levels(V: Matrix | None) -> dict[str, np.ndarray]:
+    """For each term by levels: their labels, as numbers, and the values of the effects in each row, shape (k, n)."""
+    operands = zip(V.operand_names, V.operand_list(), strict=True) if isinstance(V, Sum) else ()
+    designs = {name: term.Z for name, term in operands if isinstance(term, CovariancePropagation)}
+    found = {}
+    for name, Z in designs.items():
+        if isinstance(Z, IncidenceMatrix):
+            level = pd.util.hash_array(np.array([*Z.levels, ""], dtype=object))[Z.codes.cpu().numpy()]
+            values = [_bits(own) for own in Z.buffers() if own is not Z.codes]
+            found[f"the term {name!r}"] = np.concatenate([level[None], *values])
+    return found
+
+
+def _bits(values: Tensor) -> np.ndarray:
+    """The bits of rows of numbers, shape (n, p) or (n,), as integers without a sign, shape (p, n)."""
+    rows = values.detach().cpu().reshape(len(values), -1).double().numpy()
+    return np.ascontiguousarray(rows.T).view(np.uint64)
+
+
+def row_sum(columns: np.ndarray) -> int:
     """The sum modulo 2⁶⁴ of a number for each row, which depends on every bit of it but not on its place.
 
     Args:
-        values: Rows of numbers, shape (n, p).
+        columns: Integers without a sign, shape (p, n).
 
     Source: the mixing function is that of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA, 453-472).
     """
-    columns = np.ascontiguousarray(values.detach().cpu().double().numpy().T).view(np.uint64)
-    state = np.zeros(values.shape[0], dtype=np.uint64)
+    state = np.zeros(columns.shape[1], dtype=np.uint64)
     for column in columns:
         state = _mixed(state + column)
     return int(state.sum(dtype=np.uint64))

@@ -45,8 +45,9 @@ class MixedModelRegressor(L.LightningModule):
         network: Gives f, or features, from x.
         head: The mixed model of its output.
         optimizer: Makes an optimizer of parameters; Adam by default.
-        start: Where the thetas start: ``"data"``: from the variance of y over the training rows, a share for each term;
-            ``"current"``: where they are; ``"auto"``: from the data if all are at their raw default 0.
+        start: Where the head starts: ``"data"``: thetas from the variance of y over the training rows, a share for each
+            term, and its offset at their mean; ``"current"``: where it is; ``"auto"``: from the data if all thetas are
+            at their raw default 0.
         head_lr: Learning rate of the thetas, which then are a group of their own without weight decay; that of the
             network when left out. Thetas are logarithms of standard deviations or of their like.
         refit: Fit the variance parameters by REML at the end, the network being fixed.
@@ -100,7 +101,7 @@ class MixedModelRegressor(L.LightningModule):
         self._moved: tuple[list[Any], torch.device, Any] | None = None
 
     def forward(self, x: Any) -> Tensor:
-        """What the network gives."""
+        """What the network gives, without the offset of the head."""
         return self.network(x)
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -127,6 +128,8 @@ class MixedModelRegressor(L.LightningModule):
         if self.trainer.global_step == 0 and (self.start == "data" or (self.start == "auto" and untouched)):
             _, y, groups = self._whole(self.trainer.train_dataloader, evaluate=False)  # type: ignore[arg-type]
             self.head.start(y, groups)
+            if self.head.mode != "features":
+                self.head.offset.copy_(y.to(torch.float64).mean())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y, groups = parts_of(batch)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.holder import registered_name
 from openreml_nn.nn.batch import RESIDUAL, BatchTerm
 from openreml_nn.nn.dtypes import KeepsDtype
@@ -71,6 +72,12 @@ class Factors(KeepsDtype):
         return [
             BatchTerm(own, *own.entry(given[name], rows, name, unknown=unknown)) for name, own in self.effects.items()
         ]
+
+    def theta_with(self, residual: Matrix) -> Tensor:
+        """Raw thetas of all factors and of the residual, in the order of V, without history."""
+        matrices = [*(own.G for own in self.effects.values()), residual]
+        unique = {id(p): p.detach() for matrix in matrices for p in matrix.theta_parameters()}
+        return torch.cat(list(unique.values()))
 
     def average_levels(self) -> list[Tensor]:
         """Covariance of the effects of a level outside the vocabulary of each factor, shape (s, s), in float64."""

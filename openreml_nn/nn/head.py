@@ -45,8 +45,9 @@ class MixedModelHead(KeepsDtype):
     sees only the rows that it has; what rows of different batches have in common is left out, which makes the estimates
     less efficient and, where f takes up part of the effects, biased.
 
-    A network must find the mean of y by the bias of its last layer, and until it has, the random effects stand in for
-    it: subtract the mean of y before, or start the bias at it. With features the intercept is found by itself.
+    A network finds the mean of y by the bias of its last layer, and until it has, the random effects stand in for it.
+    ``offset``, which f has added to it, takes this from the network: set it to the mean of y before the training, as
+    `MixedModelRegressor` does. With features the intercept is estimated, and the offset does not count.
 
     Args:
         effects: Random effects by name, one entry for each factor; `Effects` says how to write which.
@@ -58,6 +59,7 @@ class MixedModelHead(KeepsDtype):
     Attributes:
         effects: The random effects by name.
         residual: σ², a `ScalarMatrix`.
+        offset: A number that is added to f, a buffer of shape (); 0 unless it was set.
         posterior: The random effects given the training rows, after `condition` or `refit`; None before.
 
     Raises:
@@ -74,6 +76,8 @@ class MixedModelHead(KeepsDtype):
 
     Source: Simchoni & Rosset (2021), NeurIPS 34, 25111-25122; (2023), JMLR 24 (156), 1-57.
     """
+
+    offset: Tensor
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class MixedModelHead(KeepsDtype):
         self.mode, self.method, self.solver = mode, str(method).upper(), solver
         self.factors = Factors(effects)
         self.residual = ScalarMatrix(1, start=residual)
+        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self.posterior: Posterior | None = None
 
     # ---- parameters --------------------------------------------------------------------------------------------------
@@ -144,7 +149,7 @@ class MixedModelHead(KeepsDtype):
             terms = self.factors.terms(groups, m)
             if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
                 require_column("The output", output)
-                return one_effect_loss(terms[0], self.residual, output, y)
+                return one_effect_loss(terms[0], self.residual, output, y.to(torch.float64) - self.offset)
             deviance, p = batch_deviance(terms, self.residual, *self._against(output, y), restricted)
         free = m - p if restricted else m
         return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
@@ -219,7 +224,7 @@ class MixedModelHead(KeepsDtype):
         known = self.posterior
         if known is None:
             raise ValueError("`predict` needs the training rows: call `condition` or `refit` first.")
-        if not torch.equal(known.theta, self._theta()):
+        if not torch.equal(known.theta, self.factors.theta_with(self.residual)):
             raise ValueError("The thetas have moved since `condition`: call it again.")
         with torch.no_grad():
             f, X = self._split(output)
@@ -266,17 +271,11 @@ class MixedModelHead(KeepsDtype):
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
-    def _theta(self) -> Tensor:
-        """Raw thetas of all terms and the residual, as ``covariance`` has them."""
-        matrices = [*(own.G for own in self.effects.values()), self.residual]
-        unique = {id(p): p.detach() for matrix in matrices for p in matrix.theta_parameters()}
-        return torch.cat(list(unique.values()))
-
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and X of an output: with features f is 0, without X has no columns; float64."""
         if self.mode != "features":
             require_column("The output", output)
-            f = output.reshape(-1).to(torch.float64)
+            f = output.reshape(-1).to(torch.float64) + self.offset
             return f, f.new_zeros((len(f), 0))
         if output.ndim != 2:
             raise ValueError(f"`MixedModelHead` needs features of shape (m, p), got {tuple(output.shape)}.")

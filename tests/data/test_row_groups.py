@@ -103,11 +103,12 @@ def test_too_few_levels_and_blocks(file: Path) -> None:
 
 def test_other_columns(file: Path, tmp_path: Path) -> None:
     groups = RowGroups(file)
-    mine = (groups.columns, groups.sizes.tolist())
+    mine = (groups.columns, 180, groups.sizes.tolist())
     for other, said in [
-        ((mine[0] | {"Days": "int32"}, mine[1]), "its column 'Days' is int32, not"),
-        (({"Days": "int64"}, mine[1]), "'Reaction' is None"),
-        ((mine[0], [100]), "it has 100 rows, not 180"),
+        ((mine[0] | {"Days": "int32"}, *mine[1:]), "its column 'Days' is int32, not"),
+        (({"Days": "int64"}, *mine[1:]), "'Reaction' is None"),
+        ((mine[0], 100, [100]), "it has 100 rows, not 180"),
+        ((mine[0], 180, [180]), "it has other row groups"),
     ]:
         with pytest.raises(ValueError, match=f"Process 2 of 2 has another table than process 1: .*{said}"):
             require_same_columns(groups, Several(0, [[], [other]]))

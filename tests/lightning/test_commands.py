@@ -1,5 +1,6 @@
 """`openreml-nn network`: a network with random effects from a YAML file, its checkpoint, predictions and mistakes."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,14 @@ def test_modes_terms_and_structures_are_options(capsys):
     shown = capsys.readouterr()
     assert "Subject/sigma^2_Intercept = " in shown.out
     assert not Path("runs", "own", "version_0", "fit.json").exists()
+
+
+def test_what_the_readme_shows(capsys):
+    text = (Path(CONFIG).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = [part for part in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL) if "network:" in part]
+    Path("model.yaml").write_text(block)
+    main(["network", "fit", "--config", "model.yaml", "--trainer.max_epochs", "2", "--trainer.logger", "false"])
+    assert "Litter/sigma^2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

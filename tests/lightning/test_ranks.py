@@ -74,6 +74,25 @@ def test_batches_of_a_user(on_processes: dict[str, Any]) -> None:
         assert "Process 2 of 2 has other data than process 1: the response differs" in own["says nothing"]
 
 
+def test_a_network_in_batches(on_processes: dict[str, Any]) -> None:
+    """Whole clusters, each on one process in an epoch; the same network, refit and checkpoint on both."""
+    first, second = on_processes["network"]
+    for epoch in (slice(0, 3), slice(3, 6)):
+        clusters = [code for own in (first, second) for step in own["seen"][epoch] for code in step]
+        assert sorted(clusters) == list(range(10))
+    assert first["seen"][:3] != first["seen"][3:]
+    for key in ("weight", "loglik", "mse", "mean", "variance"):
+        assert first[key] == second[key]
+
+
+def test_a_network_on_all_rows(on_processes: dict[str, Any]) -> None:
+    """The exact likelihood takes all rows on each process, and is that of one process."""
+    (alone,) = on_processes["network exact alone"]
+    for own in on_processes["network exact"]:
+        for key in ("weight", "loglik", "mse", "mean", "variance"):
+            np.testing.assert_allclose(own[key], alone[key], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [

@@ -89,7 +89,7 @@ def test_refit_is_the_fit_of_what_the_network_leaves(trainer):
     data, module = Visits(), regressor(refit=True)
     trainer(max_epochs=3, callbacks=[]).fit(module, loader(data))
     with torch.no_grad():
-        left = data.y.double() - module(data.x)[:, 0].double()
+        left = data.y.double() - module(data.x)[:, 0].double() - module.head.offset
     expected = fit(head().covariance(data.groups()), left, left[:, None][:, :0])
     assert module.result.loglik == pytest.approx(expected.loglik, abs=1e-8)
     module.head.predict(module(data.x), data.groups())
@@ -184,6 +184,22 @@ def test_thetas_start_from_the_data(trainer):
     assert module.head.residual.theta.item() == 1.0
     with pytest.raises(ValueError, match="`start` must be"):
         regressor(start="zero")
+
+
+def test_the_mean_of_y_does_not_matter(trainer):
+    logged = []
+    for mean in (0.0, 1000.0):
+        torch.manual_seed(0)
+        data, module = Visits(), regressor()
+        data.y = data.y.double() + mean
+        run = trainer(max_epochs=3, callbacks=[])
+        run.fit(module, loader(data), DataLoader(data, batch_size=50))
+        logged.append([run.callback_metrics["val/mse"].item(), *module.head.variance().values()])
+        assert module.head.offset.item() == pytest.approx(data.y.mean().item())
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+    features = MixedModelRegressor(nn.Linear(3, 2), head(mode="features"), rows=64)
+    trainer(max_epochs=1, callbacks=[]).fit(features, loader(data))
+    assert features.head.offset.item() == 0.0
 
 
 def test_without_validation_and_without_a_trainer():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openreml_nn.covariance import DiagonalMatrix
+from openreml_nn.covariance import DiagonalMatrix, ScalarMatrix
 from openreml_nn.nn import Effects
 from openreml_nn.nn.factors import Factors
 
@@ -33,3 +33,9 @@ def test_average_levels():
     (block,) = Factors({"site": Effects(2, covariance=DiagonalMatrix(2, start=[1.0, 3.0]))}).average_levels()
     assert block.tolist() == [[pytest.approx(2.0)]]
     assert not block.requires_grad
+
+
+def test_tied_thetas_are_there_once():
+    G, residual = ScalarMatrix(2, start=4.0), ScalarMatrix(1, start=9.0)
+    factors = Factors({"a": Effects(2, covariance=G), "b": Effects(2, covariance=G)})
+    assert factors.theta_with(residual).exp().tolist() == pytest.approx([2.0, 3.0])

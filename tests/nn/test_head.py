@@ -75,6 +75,22 @@ def test_the_scale_of_features_does_not_matter(make):
         assert one.item() == pytest.approx(two.item(), abs=1e-10)
 
 
+@pytest.mark.parametrize("mode", ["batch", "exact"])
+@pytest.mark.parametrize("name", ["intercepts", "slopes", "crossed"])
+def test_an_offset_is_a_part_of_f(make, name, mode):
+    case, head, other = make(name), make(name).head(mode=mode), make(name).head(mode=mode)
+    head.offset.fill_(1000.0)
+    f = case.f.detach() - 1000.0
+    assert head(f, case.y, case.groups).item() == pytest.approx(other(case.f, case.y, case.groups).item(), abs=1e-10)
+    for own, output in ((head, f), (other, case.f)):
+        own.refit(output, case.y, case.groups, max_steps=0)
+    for one, two in zip(head.predict(f, case.groups), other.predict(case.f, case.groups), strict=True):
+        torch.testing.assert_close(one, two)
+    again = case.head(mode=mode)
+    again.load_state_dict(saved(head))
+    assert again.to(torch.bfloat16).offset.item() == 1000.0
+
+
 def test_start_shares_the_variance(make):
     case = make("crossed")
     y = 3.0 * case.y
@@ -156,15 +172,16 @@ def test_everything_happens_on_the_device_of_the_data(make, mode, another_device
 
 
 @pytest.mark.skipif(not Elsewhere.works(), reason="this torch has no device to pretend")
-def test_a_step_waits_for_the_range_of_the_codes_alone(make):
-    case = make("intercepts")
+@pytest.mark.parametrize("name", ["intercepts", "slopes without intercepts"])
+def test_a_step_looks_at_the_range_of_the_codes_and_at_the_loss_alone(make, name):
+    case = make(name)
     with Elsewhere() as device:
         head = case.head().to(device.name)
         f, y, groups = (moved(part, device.name) for part in (torch.randn(len(case.y)), case.y, case.groups))
         f.requires_grad_()
         device.forget()
         head(f, y, groups).backward()
-        assert len(device.reads) <= 2
+        assert len(device.reads) == 2
         assert not device.checks + device.writes
 
 
