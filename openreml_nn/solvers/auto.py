@@ -7,7 +7,8 @@ from openreml_nn.solvers.base import Solver
 from openreml_nn.solvers.block_pattern import block_sizes
 from openreml_nn.solvers.blocks import BlockSolver, are_small
 from openreml_nn.solvers.dense import DenseSolver
-from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, Plan
+from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
+from openreml_nn.solvers.plan import Plan
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.spectral import SpectralSolver
 from openreml_nn.solvers.spectral_traits import SpectralTraitsSolver

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.covariance import Matrix
+from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.ranks import Ranks
 from openreml_nn.solvers.terms import RandomTerm
@@ -200,6 +201,22 @@ class Evaluation(ABC):
     @abstractmethod
     def project(self, rhs: Tensor) -> Tensor:
         """P ``rhs``, shape (n, m)."""
+
+    def followed_by_rows(self, who: str, logdet_M: Tensor, yPy: Tensor) -> tuple[Tensor, Tensor]:
+        """log|U'V⁻¹U| and e'Pe with their derivatives by U and e too, where these are wanted.
+
+        They are 2 V⁻¹U(U'V⁻¹U)⁻¹ by U of the one, −2 Pe γ' by U and 2 Pe by e of the other. For a solver, ``who``, that
+        has the derivatives by θ in closed form.
+        """
+        U, e = self.problem.fixed.U, self.problem.fixed.e
+        if not (U.requires_grad or e.requires_grad):
+            return logdet_M, yPy
+        with torch.no_grad():
+            Pe = self.Py
+            of_U = torch.stack([2.0 * self.solve(U) @ self.gamma_cov, -2.0 * torch.outer(Pe, self.gamma)])
+            of_e = torch.stack([torch.zeros_like(Pe), 2.0 * Pe])
+        moved = ClosedForm.apply(Pe.new_zeros(2), who, of_U, of_e, U, e)
+        return logdet_M + moved[0], yPy + moved[1]
 
     def inner(self, rhs: Tensor) -> Tensor:
         """``rhs``' P ``rhs``, shape (m, m), for columns such as ``working_variates`` gives."""

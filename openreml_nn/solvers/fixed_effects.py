@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from openreml_nn.solvers.ranks import ALONE, Ranks
+from openreml_nn.solvers.threads import threads_for
 
 SAMPLE = 1000  # values of the response by which its middle is found
 ALIASED = 1e-7  # relative length of what is left of a column after the ones before it: R's and lme4's tolerance
@@ -148,7 +149,8 @@ def _orthonormal(X: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     columns of zeros.
     """
     if ranks.size == 1:
-        return torch.linalg.qr(X)
+        with threads_for(X.numel(), X.numel() * X.shape[1]):
+            return torch.linalg.qr(X)
     own = torch.linalg.qr(X.detach(), mode="r")[1]
     R = ranks.first(torch.linalg.qr(torch.cat(ranks.gather(own)), mode="r")[1])
     if _independent_columns(R)[1]:

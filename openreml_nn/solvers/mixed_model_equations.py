@@ -14,7 +14,6 @@ Journal of Statistical Software 67(1), and of MixedModels.jl.
 
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix, ScalarMatrix
-from openreml_nn.covariance.structures import IncidenceMatrix
+from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix
 from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
 from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products, layout_of, with_columns
@@ -32,6 +30,7 @@ from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effect
 from openreml_nn.solvers.henderson import Equations, inner
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.moments import variances_by_moments
+from openreml_nn.solvers.plan import Plan, is_scaled_diagonal
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.small_blocks import multiply
 from openreml_nn.solvers.term_covariances import TermCovariances
@@ -50,14 +49,14 @@ class MixedModelEquationsSolver(Solver):
 
     def refusal(self, V: Matrix) -> str | None:
         operands = [(name, operand) for name, operand, _ in operands_of(V, V.theta.detach())]
-        if sum(_is_scaled_diagonal(operand) for _, operand in operands) != 1:
+        if sum(is_scaled_diagonal(operand) for _, operand in operands) != 1:
             return "it needs exactly one residual σ²I, or σ² times known weights (a `ScalarMatrix` operand of a `Sum`)."
         for name, operand in operands:
             if isinstance(operand, CovariancePropagation) and operand.Z.num_params:
                 return f"it needs a fixed Z, and that of {name!r} has parameters."
             if isinstance(operand, DiagonalPropagation) and not bool(operand.X.all()):
                 return f"it needs weights other than zero, and {name!r} has rows without a residual."
-            if not isinstance(operand, CovariancePropagation) and not _is_scaled_diagonal(operand):
+            if not isinstance(operand, CovariancePropagation) and not is_scaled_diagonal(operand):
                 return f"it needs terms `CovariancePropagation(Z, G)`, and {name!r} is a {type(operand).__name__}."
         return None
 
@@ -92,70 +91,6 @@ class MixedModelEquationsSolver(Solver):
         ranks.together(lambda: self.require(V))
         fixed = prepare_fixed_effects(y, X, rank, ranks)
         return MixedModelProblem(V, fixed)
-
-
-def _is_scaled_diagonal(operand: Matrix) -> bool:
-    """Whether an operand is σ² times a known diagonal."""
-    if isinstance(operand, DiagonalPropagation):
-        return operand.X.shape[1] == 1
-    return isinstance(operand, ScalarMatrix)
-
-
-def _is_by_level(G: Matrix, params: Tensor, levels: int) -> bool:
-    """Whether effects of different levels are uncorrelated."""
-    return G.common_block(params, levels) is not None or G.level_blocks(params, levels) is not None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which operand of V plays which part.
-
-    Attributes:
-        residual: Index of the residual among the operands.
-        first: Design of the term that is eliminated level by level, or None.
-        first_index: Its index among the random terms; −1 for None.
-        rest_index: Indices of the other random terms.
-        rest: Their designs.
-        chain: Whether their effects are all independent, so that they may be kept as a chain of blocks.
-    """
-
-    residual: int
-    first: IncidenceMatrix | None
-    first_index: int
-    rest_index: list[int]
-    rest: list[Matrix]
-    chain: bool
-
-    @property
-    def size_of_rest(self) -> int:
-        """Columns of the other terms."""
-        return sum(Z.shape[1] for Z in self.rest)
-
-    @classmethod
-    def of(cls, V: Matrix, ranks: Ranks = ALONE) -> "Plan":
-        """The plan of a V: the term with the most effects among those correlated only within a level comes first.
-
-        Where each of several processes has levels of its own of a term, that one does.
-        """
-        theta = V.theta.detach()
-        operands = operands_of(V, theta)
-        residual = next(i for i, (_, operand, _) in enumerate(operands) if _is_scaled_diagonal(operand))
-        terms = propagated_terms(V, theta)
-        able = [i for i, term in enumerate(terms) if isinstance(term.Z, IncidenceMatrix)
-                and _is_by_level(term.G, term.G_params, term.Z.num_levels)]  # fmt: skip
-        own = [i for i, term in enumerate(terms) if term.name in ranks.own]
-        if len(own) > 1 or not set(own) <= set(able):
-            names = " and ".join(repr(terms[i].name) for i in own)
-            raise ValueError(
-                f"The mixed-model equations take levels of their own on each process of one term with independent "
-                f"levels, got {names}. Give V all levels of the others on every process."
-            )
-        best = max(own or able, key=lambda i: terms[i].Z.shape[1], default=-1)
-        rest = [i for i in range(len(terms)) if i != best]
-        first = terms[best].Z if best >= 0 else None
-        assert first is None or isinstance(first, IncidenceMatrix)
-        chain = all(terms[i].G.is_diagonal for i in rest)
-        return cls(residual, first, best, rest, [terms[i].Z for i in rest], chain)
 
 
 class MixedModelProblem(Problem):
@@ -260,21 +195,9 @@ class MixedModelEvaluation(Evaluation):
         self.gamma = self.equations.gamma
         self.gamma_cov = self.equations.sigma2 * self.equations.UU_inverse
         logdet_V, logdet_M, yPy = _Terms.apply(self.equations, covariances, z, *large)
-        if problem.fixed.U.requires_grad or problem.fixed.e.requires_grad:
-            slopes = self._slopes_in_rows()
-            logdet_M, yPy = logdet_M + slopes[0], yPy + slopes[1]
+        logdet_M, self.yPy = self.followed_by_rows(MixedModelEquationsSolver.name, logdet_M, yPy)
         self.logdet_V = logdet_V + problem.logdet_R0
         self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
-        self.yPy = yPy
-
-    def _slopes_in_rows(self) -> Tensor:
-        """Zeros with the derivatives of log|U'V⁻¹U| and e'Pe by U and e, which are those of `GaussianTerms`."""
-        fixed = self.problem.fixed
-        with torch.no_grad():
-            Pe = self.Py
-            along_U = torch.stack([2.0 * self._ViU @ self.gamma_cov, -2.0 * torch.outer(Pe, self.gamma)])
-            along_e = torch.stack([torch.zeros_like(Pe), 2.0 * Pe])
-        return ClosedForm.apply(Pe.new_zeros(2), MixedModelEquationsSolver.name, along_U, along_e, fixed.U, fixed.e)
 
     # ---- effects: level by level for the first term, columns of the rest for the others ------------------------------
 

@@ -122,7 +122,8 @@ def _solution(moments: Moments, residual: Tensor, n: int, degrees: int) -> np.nd
     if not (np.isfinite(C).all() and (C.diagonal() > 0).all()):
         return np.full(m + 1, np.nan)
     unit = np.sqrt(C.diagonal())
-    scaled = C / np.outer(unit, unit)
-    if 1.0 / np.linalg.cond(scaled) < DISTINCT:
+    values, vectors = np.linalg.eigh(C / np.outer(unit, unit))
+    if values[0] < DISTINCT * values[-1]:
         return np.full(m + 1, np.nan)
-    return np.maximum(np.linalg.solve(scaled, forms / unit) / unit, LEAST * forms[0] / degrees / sizes)
+    found = vectors @ ((forms / unit) @ vectors / values) / unit
+    return np.maximum(found, LEAST * forms[0] / degrees / sizes)

@@ -7,14 +7,15 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from openreml_nn.solvers.band_layout import BandLayout
-from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
+from openreml_nn.solvers.borders import BorderedLayout
+from openreml_nn.solvers.chains import ChainLayout
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 
 NARROWEST = 32  # width of a block below which the calls cost more than the arithmetic; half as much in a band
 CALL = 100_000  # multiplications in the time of a call
 WIDEST = 128  # reach up to which a band on the CPU is quicker than a chain
 SPARSE_SHARE = 0.25  # elements of the lower triangle, as a share of q², above which no order is looked for
-MANY, MOST_REPEATED = 0.05, 2.0  # the same with repetitions, between which they are counted once each
+MANY = 0.05  # the same with repetitions, above which they are counted once each
 
 
 def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
@@ -28,15 +29,15 @@ def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
         size: q.
     """
     dense = DenseLayout(size)
-    if size**3 < 15 * CALL or len(row) > MOST_REPEATED * size * size:
+    if size**3 < 15 * CALL:
         return dense
     if len(row) > MANY * size * size:
-        row, column = _unique(row, column, size)
+        row, column = distinct(row, column, size)
         if len(row) > SPARSE_SHARE * size * size:
             return dense
-    elements = np.ones(len(row), dtype=bool), (row.cpu().numpy(), column.cpu().numpy())
-    lower = csr_array(elements, shape=(size, size))
-    graph = (lower + lower.T).tocsr()
+    i, j = row.cpu().numpy(), column.cpu().numpy()
+    both = np.concatenate([i, j]), np.concatenate([j, i])
+    graph = csr_array((np.ones(len(both[0]), dtype=bool), both), shape=(size, size))
     layouts: list[Layout] = [dense, _chain(graph, np.ones(size, dtype=bool), row.device)]
     degrees = np.diff(graph.indptr)
     bound = int(degrees.max()) // 2
@@ -46,8 +47,8 @@ def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
     return min(layouts, key=_time)
 
 
-def _unique(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Each element once, by a mark at its place."""
+def distinct(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Each element once, by a mark at its place among q²."""
     places = row.to(torch.int64) * size + column
     marks = torch.zeros(size * size, dtype=torch.bool, device=row.device).index_fill_(0, places, True)
     found = marks.nonzero()[:, 0]

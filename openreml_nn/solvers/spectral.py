@@ -159,9 +159,9 @@ class SpectralEvaluation(Evaluation):
             logdet_M, self._ePe = self._fit()
             terms = np.column_stack([[logdet_V, logdet_M, self._ePe], self._theta_jacobian()])
             f, of_theta = self._back(terms).split([1, len(theta)], dim=1)
-            given, jacobians = self._row_jacobians()
-        f = ClosedForm.apply(f[:, 0], "spectral", of_theta, *jacobians, theta, *given)
-        self.logdet_V, self.logdet_XtViX, self.yPy = f[0], f[1] + problem.fixed.logdet_RtR, f[2]
+        f = ClosedForm.apply(f[:, 0], SpectralSolver.name, of_theta, theta)
+        logdet_M, self.yPy = self.followed_by_rows(SpectralSolver.name, f[1], f[2])
+        self.logdet_V, self.logdet_XtViX = f[0], logdet_M + problem.fixed.logdet_RtR
 
     def _back(self, x: np.ndarray) -> Tensor:
         """A small matrix for PyTorch, where the data are."""
@@ -229,15 +229,6 @@ class SpectralEvaluation(Evaluation):
         if (part_of_A.diagonal() > LOST * whole.diagonal()).all():
             return np.stack([part_of_A / self.a, without])
         return np.stack([gram(self.HX, self.problem.reduction.times(self.HX)), without])
-
-    def _row_jacobians(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Those of U and e whose gradient is wanted, and the derivatives of the three terms with respect to them."""
-        fixed, zero = self.problem.fixed, torch.zeros_like
-        if not (fixed.U.requires_grad or fixed.e.requires_grad):
-            return [], []
-        Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.gamma_cov
-        of_U = torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma)])
-        return [fixed.U, fixed.e], [of_U, torch.stack([zero(Py), zero(Py), 2.0 * Py])]
 
     def _theta_jacobian(self) -> np.ndarray:
         """∂(log|V|, log|U'V⁻¹U|, e'Pe)/∂θ, shape (3, k); zeros where it is not wanted."""

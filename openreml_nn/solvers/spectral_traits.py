@@ -115,9 +115,10 @@ class SpectralTraitsEvaluation(Evaluation):
         sigmas = problem.sigmas(theta)
         with torch.no_grad():
             f = self._fit(*sigmas.detach())
-            given, jacobians = self._jacobians(sigmas)
-        f = ClosedForm.apply(f, "spectral_traits", *jacobians, *given)
-        self.logdet_V, self.logdet_XtViX, self.yPy = f[0], f[1] + problem.fixed.logdet_RtR, f[2]
+            jacobian = self._jacobian(sigmas)
+        f = ClosedForm.apply(f, SpectralTraitsSolver.name, jacobian, sigmas)
+        logdet_M, self.yPy = self.followed_by_rows(SpectralTraitsSolver.name, f[1], f[2])
+        self.logdet_V, self.logdet_XtViX = f[0], logdet_M + problem.fixed.logdet_RtR
 
     def _fit(self, sigma_g: Tensor, sigma_e: Tensor) -> Tensor:
         """Factor, γ̂ and Pe; returns (log|V|, log|U'V⁻¹U|, e'Pe)."""
@@ -153,22 +154,15 @@ class SpectralTraitsEvaluation(Evaluation):
         """L_i⁻ᵀ of each block, shape (n, t, m)."""
         return solve_triangular(self.L.mT, rows.reshape(len(self.L), self.problem.traits, -1), upper=True)
 
-    def _jacobians(self, sigmas: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The inputs of the three terms, and their derivatives with respect to each of them."""
-        fixed, zero = self.problem.fixed, torch.zeros_like
-        given, jacobians = [sigmas], [sigmas.detach().new_zeros((3, *sigmas.shape))]
-        if sigmas.requires_grad:
-            by_block = torch.stack(
-                [torch.cholesky_inverse(self.L), -self.Q @ self.Q.mT, -self.Pe[:, :, None] * self.Pe[:, None]]
-            )
-            jacobians = [torch.stack([torch.einsum("i,fiab->fab", self.problem.eigenvalues, by_block),
-                                      by_block.sum(1)], dim=1)]  # fmt: skip
-        if fixed.U.requires_grad or fixed.e.requires_grad:
-            Py, P_U = self._rows_Py, self.solve(fixed.U.detach()) @ self.gamma_cov
-            given += [fixed.U, fixed.e]
-            jacobians.append(torch.stack([zero(P_U), 2.0 * P_U, -2.0 * torch.outer(Py, self.gamma)]))
-            jacobians.append(torch.stack([zero(Py), zero(Py), 2.0 * Py]))
-        return given, jacobians
+    def _jacobian(self, sigmas: Tensor) -> Tensor:
+        """∂(log|V|, log|U'V⁻¹U|, e'Pe)/∂(Σ_g, Σ_e), shape (3, 2, t, t); zeros where it is not wanted."""
+        if not sigmas.requires_grad:
+            return sigmas.detach().new_zeros((3, *sigmas.shape))
+        by_block = torch.stack(
+            [torch.cholesky_inverse(self.L), -self.Q @ self.Q.mT, -self.Pe[:, :, None] * self.Pe[:, None]]
+        )
+        of_g = torch.einsum("i,fiab->fab", self.problem.eigenvalues, by_block)
+        return torch.stack([of_g, by_block.sum(1)], dim=1)
 
     # ---- average information -----------------------------------------------------------------------------------------
 

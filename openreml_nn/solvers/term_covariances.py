@@ -19,7 +19,7 @@ from openreml_nn.solvers.terms import RandomTerm, operands_of, propagated_terms
 
 
 @dataclass(frozen=True)
-class Shape:
+class BlockForm:
     """What G of a term is at every θ.
 
     Attributes:
@@ -35,7 +35,7 @@ class Shape:
     diagonal: bool
 
     @classmethod
-    def of(cls, term: RandomTerm) -> "Shape":
+    def of(cls, term: RandomTerm) -> "BlockForm":
         levels = term.Z.num_levels if isinstance(term.Z, IncidenceMatrix) else term.G.shape[0]
         shared = term.G.common_block(term.G_params, levels) is not None
         return cls(levels, term.G.shape[0] // levels, shared, term.G.is_diagonal)
@@ -65,8 +65,8 @@ class TermCovariances:
 
     def __init__(self, V: Matrix, residual: int, first: int) -> None:
         self.V, self.residual, self.first = V, residual, first
-        self.shapes = [Shape.of(term) for term in propagated_terms(V, V.theta.detach())]
-        self.by_theta = all(shape.shared for shape in self.shapes) and len([*V.parameters()]) == V.num_params
+        self.forms = [BlockForm.of(term) for term in propagated_terms(V, V.theta.detach())]
+        self.by_theta = all(form.shared for form in self.forms) and len([*V.parameters()]) == V.num_params
         self.index = (
             [V.operand_index(name) for name in V.operand_names] if isinstance(V, Sum) else [[*range(V.num_params)]]
         )
@@ -77,7 +77,7 @@ class TermCovariances:
         """Thetas of each piece of z, and the rows of its block: σ², then the shared blocks."""
         operands = [operand for _, operand, _ in operands_of(self.V, self.V.theta.detach())]
         terms = [i for i, operand in enumerate(operands) if isinstance(operand, CovariancePropagation)]
-        shared = [(self.index[i], shape.effects) for i, shape in zip(terms, self.shapes, strict=True) if shape.shared]
+        shared = [(self.index[i], form.effects) for i, form in zip(terms, self.forms, strict=True) if form.shared]
         return [(self.index[self.residual], 1), *shared]
 
     def _owned(self) -> Tensor:
@@ -123,9 +123,9 @@ class TermCovariances:
     def small(self, theta: Tensor) -> Tensor:
         """z: σ² and the shared blocks, row by row, shape (m,)."""
         parts = [self.sigma2(theta)[None]]
-        for term, shape in zip(propagated_terms(self.V, theta), self.shapes, strict=True):
-            if shape.shared:
-                block = term.G.common_block(term.G_params, shape.levels)
+        for term, form in zip(propagated_terms(self.V, theta), self.forms, strict=True):
+            if form.shared:
+                block = term.G.common_block(term.G_params, form.levels)
                 assert block is not None
                 parts.append(block.reshape(-1))
         return torch.cat(parts)
@@ -133,35 +133,35 @@ class TermCovariances:
     def large(self, theta: Tensor) -> list[Tensor]:
         """G of the other terms: blocks by level, shape (s, s, L), of the first, else the diagonal or all of it."""
         found = []
-        for i, (term, shape) in enumerate(zip(propagated_terms(self.V, theta), self.shapes, strict=True)):
-            if shape.shared:
+        for i, (term, form) in enumerate(zip(propagated_terms(self.V, theta), self.forms, strict=True)):
+            if form.shared:
                 continue
             if i == self.first:
-                blocks = term.G.level_blocks(term.G_params, shape.levels)
+                blocks = term.G.level_blocks(term.G_params, form.levels)
                 assert blocks is not None
                 found.append(blocks.permute(1, 2, 0))
             else:
-                found.append(term.G.diagonal(term.G_params) if shape.diagonal else term.G.build(term.G_params))
+                found.append(term.G.diagonal(term.G_params) if form.diagonal else term.G.build(term.G_params))
         return found
 
     def blocks(self, z: Tensor) -> list[Tensor | None]:
         """The shared block of each term, shape (s, s); None where there is none. A row of z for each leading index."""
         found: list[Tensor | None] = []
         at = 1
-        for shape in self.shapes:
-            s = shape.effects
-            found.append(z[at : at + s * s].view(s, s, *z.shape[1:]) if shape.shared else None)
-            at += s * s if shape.shared else 0
+        for form in self.forms:
+            s = form.effects
+            found.append(z[at : at + s * s].view(s, s, *z.shape[1:]) if form.shared else None)
+            at += s * s if form.shared else 0
         return found
 
     def arranged(self, z: Tensor, large: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the equations take: σ²; S by level, shape (s, s, L) or (s, s, 1), and the other G, in units of σ²."""
         others, rest, first = iter(large), [], z.new_zeros((1, 1, 1))
-        for i, (shape, block) in enumerate(zip(self.shapes, self.blocks(z / z[0]), strict=True)):
+        for i, (form, block) in enumerate(zip(self.forms, self.blocks(z / z[0]), strict=True)):
             if i == self.first:
                 first = next(others) / z[0] if block is None else block[..., None]
             else:
-                rest.append(next(others) / z[0] if block is None else shape.spread(block))
+                rest.append(next(others) / z[0] if block is None else form.spread(block))
         return z[0], first, rest
 
     def gradients(
@@ -169,12 +169,12 @@ class TermCovariances:
     ) -> tuple[Tensor, list[Tensor]]:
         """The gradients by z and by what is large from those by what ``arranged`` gives, along V and by covariances."""
         parts, of_large, others = [total[None]], [], iter(rest)
-        for i, shape in enumerate(self.shapes):
+        for i, form in enumerate(self.forms):
             own = first if i == self.first else next(others)
-            if not shape.shared:
+            if not form.shared:
                 of_large.append(own)
             else:
-                parts.append((own if i == self.first else shape.gathered(own)).reshape(-1))
+                parts.append((own if i == self.first else form.gathered(own)).reshape(-1))
         of_z = torch.cat(parts)
         explained = of_z[1:] @ z[1:] + sum((g * G).sum() for g, G in zip(of_large, large, strict=True))
         of_z[0] = (total - explained) / z[0]
@@ -202,7 +202,7 @@ class TermCovariances:
             relative: σ̇²/σ², shape (1, k).
             theta: θ.
         """
-        large = [i for i, shape in enumerate(self.shapes) if not shape.shared]
+        large = [i for i, form in enumerate(self.forms) if not form.shared]
 
         def scaled(at: Tensor) -> Tensor:
             terms = propagated_terms(self.V, at)
@@ -212,10 +212,10 @@ class TermCovariances:
             product = along_free(self.V, theta, scaled).mT - relative.mT * scaled(theta)
             of_large = iter(product.split([len(b[i]) for i in large], dim=1))
         rows = []
-        for shape, block, own in zip(self.shapes, self.blocks(J - z[:, None] * relative), b, strict=True):
+        for form, block, own in zip(self.forms, self.blocks(J - z[:, None] * relative), b, strict=True):
             if block is None:
                 rows.append(next(of_large))
             else:
-                factors = block.permute(2, 0, 1).reshape(-1, shape.effects)
-                rows.append((factors @ own.view(shape.effects, -1)).view(-1, len(own)))
+                factors = block.permute(2, 0, 1).reshape(-1, form.effects)
+                rows.append((factors @ own.view(form.effects, -1)).view(-1, len(own)))
         return rows

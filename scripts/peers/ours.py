@@ -27,6 +27,7 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.data import Kernel, MixedModel, Term
 from openreml_nn.data.effects import hold_scale
+from openreml_nn.natural_scale import natural_scale
 from peers.report import Fit
 from peers.workloads import Data, marker_matrix
 
@@ -88,10 +89,10 @@ def again(data: Data, threads: int) -> Fit:
 
 
 def finished(result: FitResult) -> FitResult:
-    """A result with the standard errors that it would else compute when asked."""
+    """A result with the standard errors that it would else compute when asked; without tables, as other programs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _ = result.variance, result.fixed_effects
+        _ = natural_scale(result.V, result.theta, result.theta_cov, result.held), result.beta_cov
     return result
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from openreml_nn.solvers import orders
 from openreml_nn.solvers.band_layout import BandLayout
-from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
+from openreml_nn.solvers.borders import BorderedLayout
+from openreml_nn.solvers.chains import ChainLayout
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.orders import choose_layout
 

@@ -23,7 +23,7 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.solvers import DenseSolver, choose_solver
-from openreml_nn.solvers.cross_products import DenseCoupling, SparseCoupling
+from openreml_nn.solvers.couplings import DenseCoupling, SparseCoupling
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
 N = 60

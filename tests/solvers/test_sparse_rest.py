@@ -30,7 +30,8 @@ from openreml_nn.likelihood import average_information
 from openreml_nn.objectives import Objective
 from openreml_nn.solvers import NotPositiveDefinite, choose_solver, orders
 from openreml_nn.solvers.band_layout import BandLayout
-from openreml_nn.solvers.chains import BorderedLayout, ChainLayout
+from openreml_nn.solvers.borders import BorderedLayout
+from openreml_nn.solvers.chains import ChainLayout
 from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
 
 N = 420

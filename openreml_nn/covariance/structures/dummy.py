@@ -55,6 +55,8 @@ def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:
         found = _codes_of_integers(np.asarray(column))
         if found is not None:
             return found
+    if isinstance(column, np.ndarray) and column.dtype.kind == "U":
+        return _codes_of_texts(column)
     column = pd.Series(column)
     if column.isna().any():
         raise ValueError(f"`DummyMatrix` got {int(column.isna().sum())} missing values in factor {column.name!r}.")
@@ -74,6 +76,16 @@ def _codes_of_integers(values: np.ndarray) -> tuple[np.ndarray, Sequence[int]] |
     seen = np.zeros(last - first + 1, dtype=bool)
     seen[place] = True
     return (np.cumsum(seen) - 1)[place], (np.flatnonzero(seen) + first).tolist()
+
+
+def _codes_of_texts(values: np.ndarray) -> tuple[np.ndarray, Sequence[str]]:
+    """Codes and labels of an array of texts, of which only the distinct ones are compared."""
+    codes, unique = pd.factorize(values.astype(object))
+    unique = unique.astype(values.dtype)
+    order = np.argsort(unique)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[codes], unique[order].tolist()
 
 
 def _codes_of_combination(
