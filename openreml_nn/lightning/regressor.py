@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanSquaredError
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanSquaredError, Metric
 
 from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, same_levels, whole
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
@@ -39,12 +40,14 @@ class MixedModelRegressor(L.LightningModule):
     no validation (load one, then give it the training loader with ``condition``), and always without the refit.
 
     Logged are ``train/loss`` (−ℓ per row), each variance parameter as ``variance/<name>`` on its natural scale at the
-    end of an epoch, and ``val/mse`` of f + z'b̂.
+    end of an epoch, and ``val/mse`` or ``test/mse`` of f + z'b̂.
 
     Args:
         network: Gives f, or features, from x.
         head: The mixed model of its output.
         optimizer: Makes an optimizer of parameters; Adam by default.
+        scheduler: Makes a scheduler of the learning rate, for a step after each epoch; ``ReduceLROnPlateau`` watches
+            ``val/mse``.
         start: Where the head starts: ``"data"``: thetas from the variance of y over the training rows, a share for each
             term, and its offset at their mean; ``"current"``: where it is; ``"auto"``: from the data if all thetas are
             at their raw default 0.
@@ -83,6 +86,7 @@ class MixedModelRegressor(L.LightningModule):
         refit: bool = False,
         variances: bool = True,
         rows: int = 4096,
+        scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
     ) -> None:
         super().__init__()
         if start not in ("auto", "data", "current"):
@@ -93,10 +97,11 @@ class MixedModelRegressor(L.LightningModule):
                 f"torch.optim.Adam(p, lr=0.01)`; got a finished one, {type(optimizer).__name__}."
             )
         self.network, self.head, self.start = network, head, start
-        self.make_optimizer, self.head_lr = optimizer, head_lr
+        self.make_optimizer, self.make_scheduler, self.head_lr = optimizer, scheduler, head_lr
         self.refit, self.variances, self.rows = refit, variances, rows
         self.result: FitResult | None = None
         self.val_mse = MeanSquaredError().set_dtype(torch.float64)
+        self.test_mse = MeanSquaredError().set_dtype(torch.float64)
         self._all: tuple[Any, Rows] | None = None
         self._moved: tuple[list[Any], torch.device, Any] | None = None
 
@@ -106,11 +111,18 @@ class MixedModelRegressor(L.LightningModule):
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Optimizer:
-        if self.head_lr is None:
-            return self.make_optimizer(self.parameters())
-        own = {"params": list(self.head.parameters()), "lr": self.head_lr, "weight_decay": 0.0}
-        return self.make_optimizer([{"params": list(self.network.parameters())}, own])
+    def configure_optimizers(self) -> Any:
+        groups: Any = self.parameters()
+        if self.head_lr is not None:
+            own = {"params": list(self.head.parameters()), "lr": self.head_lr, "weight_decay": 0.0}
+            groups = [{"params": list(self.network.parameters())}, own]
+        optimizer = self.make_optimizer(groups)
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "monitor": "val/mse"},
+        }
 
     def on_train_start(self) -> None:
         if self.trainer.precision in ("16-true", "bf16-true"):
@@ -235,16 +247,32 @@ class MixedModelRegressor(L.LightningModule):
             self.condition(self.trainer.train_dataloader)  # type: ignore[arg-type]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y, groups = parts_of(batch)
         if self.trainer.sanity_checking:
-            self.network(x)  # there are no random effects yet
-            return
+            self.network(parts_of(batch)[0])  # there are no random effects yet
+        else:
+            self._score(batch, "val/mse", self.val_mse)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._score(batch, "test/mse", self.test_mse)
+
+    def _score(self, batch: Any, name: str, mse: Metric) -> None:
+        """Log the squared error of the rows of a batch."""
+        x, y, groups = parts_of(batch)
+        self._require_effects()
         mean, _ = self.head.predict(self.network(x), groups, variances=False)
-        self.val_mse(mean, y.reshape(-1).to(mean))
-        self.log("val/mse", self.val_mse, batch_size=len(mean), prog_bar=True)
+        mse(mean, y.reshape(-1).to(mean))
+        self.log(name, mse, batch_size=len(mean), prog_bar=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of new observations; see ``MixedModelHead.predict``."""
+        self._require_effects()
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise ValueError(f"Batches are (x, y, groups), for prediction also (x, groups), got {form_of(batch)}.")
+        x, groups = batch[0], batch[-1]
+        return self.head.predict(self.network(x), groups, variances=self.variances)
+
+    def _require_effects(self) -> None:
+        """Raise a ValueError where there are no random effects to predict with."""
         if self.head.posterior is None:
             raise ValueError(
                 "This model has no random effects to predict with: it was not fitted, or its checkpoint was written "
@@ -252,7 +280,3 @@ class MixedModelRegressor(L.LightningModule):
                 "(`load_from_checkpoint`), call `model.condition(train_loader)`, and predict without `ckpt_path`, "
                 "which would load it again; or take a checkpoint that was written after a validation or the fit."
             )
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise ValueError(f"Batches are (x, y, groups), for prediction also (x, groups), got {form_of(batch)}.")
-        x, groups = batch[0], batch[-1]
-        return self.head.predict(self.network(x), groups, variances=self.variances)

@@ -171,6 +171,32 @@ def test_own_learning_rate_of_the_thetas():
     assert len(own["params"]) == len(list(module.head.parameters()))
 
 
+@pytest.mark.parametrize("plateau", [False, True])
+def test_schedules_of_the_learning_rate(trainer, plateau):
+    def schedule(optimizer):
+        kind = torch.optim.lr_scheduler.ReduceLROnPlateau if plateau else torch.optim.lr_scheduler.StepLR
+        return kind(optimizer, **({"patience": 0, "threshold": 1e9} if plateau else {"step_size": 1}))
+
+    module, data = regressor(scheduler=schedule, head_lr=0.2), Visits()
+    run = trainer(max_epochs=3, callbacks=[])
+    run.fit(module, loader(data), DataLoader(data, batch_size=50))
+    rates = [group["lr"] for group in run.optimizers[0].param_groups]
+    assert rates == pytest.approx([5e-5, 2e-4])
+
+
+def test_scores_of_test_rows(trainer):
+    data, new, module = Visits(), Visits(60, seed=1), regressor()
+    run = trainer(max_epochs=2, callbacks=[])
+    with pytest.raises(ValueError, match="no random effects to predict with"):
+        run.test(module, DataLoader(new, batch_size=20), verbose=False)
+    module.train()
+    run.fit(module, loader(data))
+    (logged,) = run.test(module, DataLoader(new, batch_size=20), verbose=False)
+    with torch.no_grad():
+        mean, _ = module.head.predict(module(new.x), new.groups())
+    assert logged["test/mse"] == pytest.approx((mean - new.y).square().mean().item(), rel=1e-5)
+
+
 def test_thetas_start_from_the_data(trainer):
     data = Visits()
     for start, moves in (("auto", True), ("data", True), ("current", False)):
