@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.fit import ALL_FIXED, OBJECTIVES, start_theta, theta_covariance
+from openreml_nn.fit import ALL_FIXED, OBJECTIVES, start_theta
 from openreml_nn.lightning.batches import Batch, NewRowsBatch
+from openreml_nn.lightning.course import Course
 from openreml_nn.lightning.measure import measured_progress
 from openreml_nn.lightning.new_rows import errors, predictions
 from openreml_nn.lightning.prepared import PreparedBatch
 from openreml_nn.lightning.records import FitRecord
-from openreml_nn.natural_scale import natural_scale
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Average, AverageInformation, Direction, Geometry, Progress, StepControl
 from openreml_nn.result import FitResult
@@ -51,9 +51,6 @@ class REMLModule(L.LightningModule):
             thetas; ``"auto"``: from the data if V's thetas are all at their raw default 0, else V's own; or raw thetas.
         optimizer: Makes another optimizer from the parameters that are not fixed, such as ``torch.optim.LBFGS``.
         rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
-
-    Attributes:
-        history: Progress after each step.
 
     Raises:
         ValueError: The objective is unknown, or the solver cannot take the covariance.
@@ -89,12 +86,11 @@ class REMLModule(L.LightningModule):
         self.tolerance = tolerance or (SECOND_ORDER if optimizer is None else FIRST_ORDER)
         self.start = torch.tensor(start, dtype=torch.float64) if isinstance(start, (list, tuple)) else start
         self.make_optimizer, self.rank, self.asked_solver = optimizer, rank, solver
-        self.history: list[Progress] = []
+        self._course = Course(covariance)
         self._prepared: PreparedBatch | None = None
         self._idle = False
-        self._theta, self._information = covariance.theta.detach(), np.zeros((0, 0))
         self._resumed = FitRecord()
-        self._trials, self._began, self._seconds = 0, math.nan, 0.0
+        self._trials, self._began = 0, math.nan
         self._world: Ranks = ALONE
         self._result: tuple[Tensor, int, FitResult] | None = None
 
@@ -106,21 +102,24 @@ class REMLModule(L.LightningModule):
         return self.objective.V
 
     @property
+    def history(self) -> list[Progress]:
+        """Progress after each step."""
+        return self._course.history
+
+    @property
     def progress(self) -> Progress | None:
-        """Where the fit stands after its last step."""
-        return self.history[-1] if self.history else None
+        """How the fit stands after its last step."""
+        return self._course.progress
 
     @property
     def ended(self) -> str:
         """Why the fit has ended; empty while it goes on."""
-        if self.progress is not None:
-            return self.progress.reason if self.progress.done else ""
-        return "" if self.covariance.free_index else ALL_FIXED
+        return self._course.ended
 
     @property
     def converged(self) -> bool:
         """Whether the fit has ended at a maximum."""
-        return bool(self.ended) if self.progress is None else self.progress.converged
+        return self._course.converged
 
     @property
     def problem(self) -> Problem | None:
@@ -152,7 +151,7 @@ class REMLModule(L.LightningModule):
                 raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
             self._begin(Batch.of(next(iter(loader))))
         with torch.inference_mode(False), torch.no_grad():
-            result = self._in_hand().result(self.history, self._seconds)
+            result = self._in_hand().result(self.history, self._course.seconds)
         at = (self.covariance.theta.detach(), len(self.history))
         self._result = (*at, result) if self._world.size > 1 else None  # as one process may ask again alone
         return result
@@ -169,17 +168,12 @@ class REMLModule(L.LightningModule):
 
     def last_complete_step(self) -> None:
         """Take back a step that was cut off: the thetas are those after the last one in ``history``."""
-        self.covariance.set_theta(self._theta)
+        self._course.take_back()
 
     def natural_scale(self) -> tuple[np.ndarray, np.ndarray]:
         """Estimates and standard errors of the variance parameters after the last step, as ``natural_names`` are."""
         self._join_data()
-        V, k = self.covariance, self.covariance.num_params
-        held, free = np.zeros(k, dtype=int), V.free_index
-        if self.progress is None:
-            return V.natural(V.theta.detach()).cpu().numpy(), np.full(len(V.natural_names), math.nan)
-        held[free] = self.progress.held
-        return natural_scale(V, self._theta, theta_covariance(V, held, self._information), held.tolist())[:2]
+        return self._course.natural_scale()
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -214,8 +208,9 @@ class REMLModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
-            self.history, self._resumed, self._seconds = [], FitRecord(), 0.0
-        self._began -= self._seconds
+            self._course, self._resumed = Course(self.covariance), FitRecord()
+        self._course.stand(self.covariance.theta)  # a checkpoint has brought it
+        self._began -= self._course.seconds
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._idle = False
@@ -239,15 +234,17 @@ class REMLModule(L.LightningModule):
         sync = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
         with sync, self._in_hand().problem.threads():
             self._step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._seconds = time.perf_counter() - self._began
+        self._course.seconds = time.perf_counter() - self._began
 
     def _step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
         inner = _inner(optimizer)
         if self.ended:  # nothing is free, or it goes on from the checkpoint of the last step
             optimizer_closure()
+            if self.covariance.free_index:
+                self._course.stand(self.covariance.theta, self._current_information().cpu().numpy())
         elif isinstance(inner, AverageInformation):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            self._theta, self._information = self.covariance.theta.detach(), inner.information
+            self._course.stand(self.covariance.theta, inner.information)
             self.history.append(inner.progress)
         else:
             before, self._trials = self.covariance.theta.detach(), 0
@@ -268,13 +265,13 @@ class REMLModule(L.LightningModule):
         """
         evaluation = self._in_hand().evaluation
         assert evaluation is not None
-        progress, self._information = measured_progress(
+        progress, information = measured_progress(
             self.objective, evaluation, self._current_information(), before, self.tolerance, len(self.history) + 1,
             self._trials,
         )  # fmt: skip
-        self._theta = evaluation.theta.detach()
+        self._course.stand(evaluation.theta, information)
         if progress.done:
-            self.last_complete_step()
+            self._course.take_back()
         self.history.append(progress)
 
     def _current_information(self) -> Tensor:
@@ -336,7 +333,7 @@ class REMLModule(L.LightningModule):
         FitRecord(
             parameters=self.covariance.natural_names,
             history=self.history,
-            seconds=self._seconds,
+            seconds=self._course.seconds,
             data=self._resumed.data if self._prepared is None else self._prepared.fingerprint,
             optimizer=type(_inner(optimizers[0])).__name__ if optimizers else None,
         ).write(checkpoint)
@@ -346,7 +343,7 @@ class REMLModule(L.LightningModule):
         self._resumed.require_parameters(self.covariance.natural_names)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed.require_optimizer(type(self.configure_optimizers()).__name__)
-        self.history, self._seconds = list(self._resumed.history), self._resumed.seconds
+        self._course = Course(self.covariance, self._resumed.history, self._resumed.seconds)
 
 
 def _inner(optimizer: Any) -> Optimizer:

@@ -108,6 +108,8 @@ def test_a_fit_that_was_killed_after_its_last_step_makes_no_other(data, trainer,
     trainer().fit(again, data(), ckpt_path=tmp_path / "last.ckpt")
     assert again.history == whole.history
     assert torch.equal(again.covariance.theta, whole.covariance.theta)
+    for ours, theirs in zip(again.natural_scale(), whole.natural_scale(), strict=True):  # as a monitor asks for it
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
     assert again.result().n_iter == whole.result().n_iter
 
 
@@ -137,6 +139,15 @@ def test_interrupt_leaves_a_checkpoint_and_the_summary(data, trainer, tmp_path, 
     record = json.loads((tmp_path / "fit.json").read_text())
     assert (record["converged"], record["iterations"]) == (False, 3)
     assert record["loglik"] == pytest.approx(module.history[-1].loglik, rel=1e-14)
+    second = REMLModule(data().covariance)
+    again = trainer(callbacks=[Interrupt(), ResultFiles(tmp_path / "again")])
+    try:
+        with pytest.raises(SystemExit):  # in the first step after the checkpoint
+            again.fit(second, data(), ckpt_path=tmp_path / "last.ckpt")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    twice = json.loads((tmp_path / "again" / "fit.json").read_text())
+    assert (twice["iterations"], twice["loglik"]) == (3, pytest.approx(record["loglik"], rel=1e-14))
     rest, whole = REMLModule(data().covariance), REMLModule(data().covariance)
     trainer().fit(rest, data(), ckpt_path=tmp_path / "last.ckpt")
     trainer().fit(whole, data())
