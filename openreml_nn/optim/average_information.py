@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
+from openreml_nn.optim.curvature import among, condition, confounded, embedded, newton_decrement, norm
 from openreml_nn.optim.geometry import Geometry
 from openreml_nn.optim.host import to_host
+from openreml_nn.optim.progress import Progress
 from openreml_nn.optim.secant import predicts_better, updated
 from openreml_nn.optim.triangular import left_out
 from openreml_nn.solvers import NotPositiveDefinite
@@ -25,7 +27,6 @@ from openreml_nn.solvers import NotPositiveDefinite
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
 FAR = 6.0  # raw way from the start at which parameters that cannot be told apart have run off together
-DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of parameters that can be told apart
 
 
 _ARRAYS = {
@@ -42,39 +43,6 @@ def _undecorated(name: str) -> Any:
 
 class ConfoundedParameters(ValueError):
     """The information is singular: the data cannot tell some parameters apart."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the optimiser stands, after its last step.
-
-    Attributes:
-        iteration: Accepted steps so far.
-        loglik: ℓ.
-        score_norm: Euclidean norm of ∂ℓ/∂θ over the parameters that are not held on a boundary.
-        decrement: g'H⁻¹g over the same.
-        step_norm: Length of the last accepted step, in units of the parameters.
-        step_length: That length as a fraction of the full step H⁻¹g.
-        trials: Evaluations that the last step took.
-        condition: Condition number of the information.
-        held: Held parameters: −1 at a lower, 1 at an upper boundary, 0 free.
-        done: Whether the optimiser has ended.
-        converged: Whether it ended at a maximum.
-        reason: Why it ended.
-    """
-
-    iteration: int
-    loglik: float
-    score_norm: float
-    decrement: float
-    step_norm: float
-    step_length: float
-    trials: int
-    condition: float
-    held: tuple[int, ...]
-    done: bool
-    converged: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -149,10 +117,10 @@ class AverageInformation(torch.optim.Optimizer):
         if "loss" not in s:
             raise ValueError("`AverageInformation` has made no step yet.")
         free = s["held"] == 0
-        g, H = s["score"][free], _among(s["information"], free)
+        g, H = s["score"][free], among(s["information"], free)
         return Progress(
-            iteration=s["iteration"], loglik=-s["loss"], score_norm=_norm(g),
-            decrement=newton_decrement(H, g), condition=_condition(H),
+            iteration=s["iteration"], loglik=-s["loss"], score_norm=norm(g),
+            decrement=newton_decrement(H, g), condition=condition(H),
             step_norm=s["step_norm"], step_length=s["step_length"], trials=s["trials"],
             held=tuple(int(h) for h in s["held"]),
             done=s["done"], converged=s["converged"], reason=s["reason"],
@@ -214,7 +182,7 @@ class AverageInformation(torch.optim.Optimizer):
         while True:
             leap = candidates.pop(0) if candidates else None
             step, promised = self._trial(s, g, H, leap)
-            length, trials = _norm(step), trials + 1
+            length, trials = norm(step), trials + 1
             self._write((s["theta"] + step * units) * (1.0 if leap is None else leap.signs))
             at = self._trial_point(closure, same_units, s["loss"] + rounding)
             seen = promised > rounding
@@ -233,7 +201,7 @@ class AverageInformation(torch.optim.Optimizer):
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
         self._learn(s, step * units if leap is None else None, at.score, at.information, gain)
-        full = _norm(newton_step(_among(H, free), g[free]))
+        full = norm(newton_step(among(H, free), g[free]))
         s.update(
             vars(at), iteration=s["iteration"] + 1,
             step_norm=length, trials=trials, step_length=length / full if full > 0 else 0.0,
@@ -245,8 +213,8 @@ class AverageInformation(torch.optim.Optimizer):
         gain, free = s["loss"] - at.loss, s["held"] == 0
         if seen or gain <= -rounding:
             return seen and gain > 0
-        now = newton_decrement(_among(s["information"], free), s["score"][free])
-        return newton_decrement(_among(at.information, free), at.score[free]) < now
+        now = newton_decrement(among(s["information"], free), s["score"][free])
+        return newton_decrement(among(at.information, free), at.score[free]) < now
 
     def _learn(
         self, s: dict[str, Any], step: np.ndarray | None, score: np.ndarray, information: np.ndarray, gain: float
@@ -273,7 +241,7 @@ class AverageInformation(torch.optim.Optimizer):
         free = (s["held"] == 0) & (leap.step == 0)
         known, own = np.zeros(len(g)) + leap.linear, np.zeros(len(g))
         if free.any():
-            own[free] = self.control.step(_among(H, free), (g - H @ known)[free], s["radius"])
+            own[free] = self.control.step(among(H, free), (g - H @ known)[free], s["radius"])
         known += own
         return own + leap.step, leap.promised + float(g @ known - 0.5 * known @ H @ known)
 
@@ -291,7 +259,7 @@ class AverageInformation(torch.optim.Optimizer):
         """Newton's step of all free parameters together, in their units."""
         units, free = s["units"], s["held"] == 0
         H = s["information"] * np.outer(units, units)
-        return _embed(newton_step(_among(H, free), (s["score"] * units)[free]), free)
+        return embedded(newton_step(among(H, free), (s["score"] * units)[free]), free)
 
     def _judge(self, s: dict[str, Any]) -> None:
         """Hold and release parameters, and end where nothing is left to gain."""
@@ -299,14 +267,14 @@ class AverageInformation(torch.optim.Optimizer):
         at, _ = place.flat(AT)
         s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
-        if newton_decrement(_among(s["information"], free), s["score"][free]) <= self.tolerance:
+        if newton_decrement(among(s["information"], free), s["score"][free]) <= self.tolerance:
             self._end(s, "the score is zero")
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:
         """End, back at the last accepted thetas."""
         self._write(s["theta"], -s["score"])
         free = s["held"] == 0
-        left = min(newton_decrement(_among(self._curvature(s, use), free), s["score"][free]) for use in (False, True))
+        left = min(newton_decrement(among(self._curvature(s, use), free), s["score"][free]) for use in (False, True))
         if left < ENOUGH:
             self._end(s, "no gain above rounding is left")
         else:
@@ -314,14 +282,14 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _end(self, s: dict[str, Any], reason: str) -> None:
         free = s["held"] == 0
-        confounded = _confounded(_among(s["information"], free))
+        unclear = confounded(among(s["information"], free))
         names, (below, above) = np.array(s["names"]), s["finite"]
         runs_off = ((s["held"] < 0) & ~below) | ((s["held"] > 0) & ~above)
-        if len(confounded) and (np.abs(self._place(s).moved[free][confounded]) > FAR).all():
-            runs_off[np.flatnonzero(free)[confounded]] = True
-        elif len(confounded):
+        if len(unclear) and (np.abs(self._place(s).moved[free][unclear]) > FAR).all():
+            runs_off[np.flatnonzero(free)[unclear]] = True
+        elif len(unclear):
             raise ConfoundedParameters(
-                f"The data cannot tell these parameters apart: {', '.join(names[free][confounded])}. Their average "
+                f"The data cannot tell these parameters apart: {', '.join(names[free][unclear])}. Their average "
                 f"information is singular. Remove one of the terms, or fix one of the parameters."
             )
         if runs_off.any():
@@ -418,51 +386,3 @@ class AverageInformation(torch.optim.Optimizer):
         if grad is not None:
             for p, value in zip(moved, torch.from_numpy(grad).to(moved[0]).split(sizes), strict=True):
                 p.grad = value.reshape(p.shape).clone()
-
-
-def newton_decrement(H: np.ndarray, g: np.ndarray) -> float:
-    """g'H⁻¹g, scaled by the diagonal of H so that units do not matter; infinite where H is not positive definite."""
-    d = H.diagonal()
-    if not len(g):
-        return 0.0
-    if (d <= 0).any() or not np.isfinite(H).all():
-        return float("inf") if np.abs(g).max() > 0 else 0.0
-    r = 1.0 / np.sqrt(d)
-    values, vectors = np.linalg.eigh(H * np.outer(r, r))
-    z = vectors.T @ (r * g)
-    return float((z**2 / np.maximum(values, 1e-12)).sum())
-
-
-def _confounded(H: np.ndarray) -> np.ndarray:
-    """Indices of the parameters in the null space of H, none where H is regular."""
-    d = H.diagonal()
-    if len(d) < 2 or (d <= 0).any():
-        return np.flatnonzero(d <= 0)
-    r = 1.0 / np.sqrt(d)
-    values, vectors = np.linalg.eigh(H * np.outer(r, r))
-    if values[0] > DISTINCT:
-        return np.zeros(0, dtype=int)
-    return np.flatnonzero(np.abs(vectors[:, 0]) > 0.1)
-
-
-def _embed(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    full = np.zeros(len(where))
-    full[where] = values
-    return full
-
-
-def _among(H: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The rows and columns of some parameters."""
-    return H if where.all() else H[np.ix_(where, where)]
-
-
-def _norm(x: np.ndarray) -> float:
-    return math.sqrt(float(x @ x))
-
-
-def _condition(H: np.ndarray) -> float:
-    """Condition number of a symmetric matrix; 1 for one without rows."""
-    if not len(H):
-        return 1.0
-    sizes = np.abs(np.linalg.eigvalsh(H))
-    return float(sizes.max() / sizes.min()) if sizes.min() > 0 else math.inf

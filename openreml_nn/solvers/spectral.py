@@ -155,9 +155,9 @@ class SpectralEvaluation(Evaluation):
         self.problem, self.theta = problem, theta
         self.a, self.b, self.of_theta = problem.scales(theta)
         with torch.no_grad():
-            logdet_V = self._factor()
-            logdet_M, self._ePe = self._fit()
-            terms = np.column_stack([[logdet_V, logdet_M, self._ePe], self._theta_jacobian()])
+            values = [self._factor(), *self._fit()]
+            self._ePe = values[2]
+            terms = np.column_stack([values, self._theta_jacobian()])
             f, of_theta = self._back(terms).split([1, len(theta)], dim=1)
         f = ClosedForm.apply(f[:, 0], SpectralSolver.name, of_theta, theta)
         logdet_M, self.yPy = self.followed_by_rows(SpectralSolver.name, f[1], f[2])

@@ -147,23 +147,6 @@ def test_second_derivative_is_refused() -> None:
         torch.autograd.grad(loglik, theta, create_graph=True)
 
 
-def test_couplings_agree() -> None:
-    """Sparse and dense coupling are the same matrix."""
-    level = torch.tensor([0, 0, 1, 2, 2, 2])
-    column = torch.tensor([0, 2, 1, 0, 1, 3])
-    value = normal(2, 6)
-    C = torch.zeros(2, 3, 4, dtype=torch.float64)
-    C[:, level, column] = value
-    sparse, dense = SparseCoupling(level, column, value, (2, 3, 4)), DenseCoupling(C)
-    A = normal(2, 2, 3)
-    K, Phi = A + A.transpose(0, 1), (lambda B: B + B.mT)(normal(4, 4))
-    flat = Phi.reshape(-1)
-    torch.testing.assert_close(sparse.layout.whole(sparse.schur(flat, K)), dense.schur(flat, K))
-    torch.testing.assert_close(sparse.within(flat), dense.within(flat))
-    torch.testing.assert_close(sparse.to_rest(normal(2, 5, 3) * 0 + A[:, :1]), dense.to_rest(A[:, :1].expand(2, 5, 3)))
-    torch.testing.assert_close(sparse.to_first(Phi), dense.to_first(Phi))
-
-
 def test_both_couplings_are_used() -> None:
     crossed = MixedModelEquationsSolver().prepare(MODELS["crossed"], y, X)
     assert isinstance(crossed.products.coupling, DenseCoupling)
