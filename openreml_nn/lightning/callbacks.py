@@ -109,7 +109,7 @@ class ResultFiles(Callback):
         print(f"The fit was {reason}.{goes_on}")
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str = "") -> None:
-        folder, result = _log_folder(trainer, self.folder), reml_module(pl_module, self).result()
+        folder, result = log_folder(trainer, self.folder), reml_module(pl_module, self).result()
         if reason:
             result = replace(result, converged=False, reason=reason)
         if trainer.is_global_zero:
@@ -139,7 +139,7 @@ class PredictionFiles(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        folder = _log_folder(trainer, self.folder)
+        folder = log_folder(trainer, self.folder)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             path = write_text(folder / "predictions.csv", outputs.to_csv(index=False))
@@ -147,7 +147,7 @@ class PredictionFiles(Callback):
                 print(f"Predictions: {path}")
 
 
-def _log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
+def log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
     """The folder asked for, else the Trainer's log folder; all processes must call this."""
     logged = trainer.log_dir
     return Path(folder or logged or trainer.default_root_dir)

@@ -7,6 +7,7 @@ import lightning as L
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
 
+from openreml_nn.lightning.callbacks import log_folder
 from openreml_nn.lightning.network_batches import joined
 from openreml_nn.lightning.network_data import NetworkDataModule
 from openreml_nn.lightning.regressor import MixedModelRegressor
@@ -77,12 +78,6 @@ def told(module: MixedModelRegressor) -> str:
     """The variance parameters of the head, one a line."""
     lines = [f"  {name} = {value:.6g}" for name, value in module.head.variance().items()]
     return "\n".join(["Variance parameters as trained (`refit: true` fits them by REML)", *lines])
-
-
-def log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
-    """The folder asked for, else the Trainer's log folder; all processes must call this."""
-    logged = trainer.log_dir
-    return Path(folder or logged or trainer.default_root_dir)
 
 
 def _regressor(module: L.LightningModule, callback: Callback) -> MixedModelRegressor:
