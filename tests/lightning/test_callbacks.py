@@ -76,7 +76,7 @@ def test_steps_of_another_optimizer(data, trainer, capsys):
 
 def test_says_why_it_did_not_converge(data, trainer):
     module = REMLModule(data().covariance)
-    module.history = [dataclasses.replace(PROGRESS, done=True, converged=False, reason="no step raises it")]
+    module.history.append(dataclasses.replace(PROGRESS, done=True, converged=False, reason="no step raises it"))
     with pytest.warns(UserWarning, match="The fit did not converge: no step raises it."):
         ConvergenceCallback().on_train_end(trainer(), module)
 
