@@ -17,8 +17,16 @@ both the weights of the epoch with the smallest validation error are kept, for e
 fitted once by REML to all rows but the test rows; with ``last layer`` the last layer of the same network is fitted
 again with them, its features being fixed and without dropout.
 
-Results are those of ``lmmnn_simulation.csv`` beside this file or of ``--results``. With ``--run`` they are appended
-as they come, and what is there is not run again. With other ``--rows`` the numbers of levels change in proportion.
+Two methods are trained otherwise. The loss of the exact mode has no noise, so it takes 40 steps of L-BFGS, 10
+iterations each, with a line search, the validation error being looked at after each step. Two crossed factors of
+10,000 levels fit into no batch, and a matrix over the levels of one of them is dense: ``alternating`` has batches of
+whole clusters of the first factor, as ever, and takes the effects of the second as known; twice in an epoch the
+effects and the variances of both are found anew from all training rows (`lmmnn.backfitting`). The variances are there
+those of the training; a refit takes 3 minutes and 7 GiB.
+
+Results are those of ``lmmnn_simulation.csv`` beside this file or of ``--results``, each with date, versions and
+machine. With ``--run`` they are appended as they come, and what is there is not run again; times are process times.
+With other ``--rows`` the numbers of levels change in proportion.
 
 Sources: Simchoni & Rosset (2021), NeurIPS 34, 25111-25122; (2023), JMLR 24 (156), 1-57; their programs and result
 files at https://github.com/gsimchoni/lmmnn.
@@ -26,6 +34,10 @@ files at https://github.com/gsimchoni/lmmnn.
 
 import argparse
 import logging
+import os
+import platform
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -64,27 +76,29 @@ IN_ORDER = Setting((10000, 10000), (5.0, 5.0))
 CROSSED = IN_ORDER._replace(crossed=True)
 TIME = [Setting((10000,), v, time="longest")
         for v in [(0.3, 0.3, 0.3), (0.3, 0.3, 3.0), (3.0, 0.3, 0.3), (3.0, 3.0, 3.0)]]  # fmt: skip
-TIME += [Setting((10000,), v, time="own") for v in [(0.3, 0.3, 3.0), (3.0, 3.0, 3.0)]]
+OWN_TIME = [setting._replace(time="own") for setting in TIME]
 TABLES: dict[str, list[Job]] = {
     "one": [Job(s, m, repetitions=5 if m in ("floor", "batch") else 2)
             for s in ONE for m in ("floor", *BASELINES, "batch")],
     "modes": [Job(s, m, repetitions=2) for s in ONE[1::3] for m in ("floor", "batch", "features", "exact")],
     "two": [
-        *(Job(s, m, repetitions=3 if m == "floor" else 1)
-          for s in (IN_ORDER, CROSSED) for m in ("floor", "ignore", "embedding")),
-        *(Job(IN_ORDER, m, repetitions=3, blocks=50) for m in ("batch", "alternating")),
+        *(Job(s, m, repetitions=1) for s in (IN_ORDER, CROSSED) for m in ("ignore", "embedding")),
+        Job(IN_ORDER, "floor", repetitions=3),
+        Job(IN_ORDER, "batch", repetitions=3, blocks=50),
+        Job(CROSSED, "floor", repetitions=5),
         Job(CROSSED, "batch", repetitions=1, refit=False),
-        Job(CROSSED, "alternating", repetitions=3),
+        Job(CROSSED, "alternating", repetitions=5, refit=False),
     ],
-    "longitudinal": [Job(s, m, repetitions=5 if m in ("floor", "batch") else 2)
-                     for s in TIME for m in ("floor", "ignore", "embedding", "batch")],
-    "papers": [Job(s, m, repetitions=1, recipe="papers") for s in ONE for m in ("floor", "batch")],
+    "longitudinal": [Job(s, m, repetitions=10 if s in OWN_TIME else 3)
+                     for s in OWN_TIME + TIME for m in ("floor", "batch")],
+    "papers": [Job(s, m, repetitions=2, recipe="papers") for s in ONE for m in ("floor", "batch")],
 }  # fmt: skip
 TITLES = {
     "one": "One factor, no dropout",
     "modes": "One factor, the modes of the head",
     "two": "Two factors of 10,000 levels; not crossed: in the order of the authors' program",
-    "longitudinal": "Random intercept, slope and quadratic term of 10,000 subjects",
+    "longitudinal": "Random intercept, slope and quadratic term of 10,000 subjects; t=own: t ends at 1 for each "
+    "subject, as the papers say; t=longest: for the longest one, as the authors' program has it",
     "papers": "One factor, the papers' recipe with dropout",
 }
 
@@ -136,18 +150,27 @@ def compute(job: Job, rows: int, epochs: int | None, repetition: int) -> dict[st
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 KEY = ["table", "setting", "method", "rows", "epochs", "repetition"]
-VALUES = ["mse", "error_f", "variances", "trained", "epochs_run", "seconds"]
+VALUES = ["mse", "error_f", "variances", "trained", "epochs_run", "seconds", "run"]
 
 
 def append(path: Path, key: tuple, outcome: Outcome) -> None:
     """Add a line to the results and say so."""
     texts = [";".join(f"{name}={x:.4f}" for name, x in found.items()) for found in (outcome.variances, outcome.trained)]
     error_f = "" if outcome.error_f != outcome.error_f else f"{outcome.error_f:.4f}"
-    line = [*key, f"{outcome.mse:.4f}", error_f, *texts, outcome.epochs, f"{outcome.seconds:.1f}"]
+    line = [*key, f"{outcome.mse:.4f}", error_f, *texts, outcome.epochs, f"{outcome.seconds:.1f}", origin()]
     fresh = not path.exists()
     with path.open("a") as file:
         file.write((",".join(KEY + VALUES) + "\n") * fresh + ",".join(map(str, line)) + "\n")
     print(f"{key[0]:12s} {key[1]:40s} {key[2]:12s} {key[5]}  {outcome.mse:.4f}  {outcome.seconds:.0f} s", flush=True)
+
+
+def origin() -> str:
+    """Date, versions and machine of a result."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "lightning")]
+    return "; ".join([f"{date.today()}", *versions, (models or [platform.machine()])[0], f"{os.cpu_count()} cores"])
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -173,9 +196,11 @@ def print_table(name: str, jobs: list[Job], results: pd.DataFrame, rows: int, ep
              for s in settings for m in methods}  # fmt: skip
     for s in settings:
         cells = [found[s, m] for m in methods]
-        publ = published.ERRORS.get(s._replace(crossed=False), {})
+        publ = published.ERRORS.get(_published(s), {})
         _line([str(s), *(f"{c.mse.astype(float).mean():.3f} ({len(c)})" if len(c) else "" for c in cells),
                *("" if publ.get(m) is None else f"{publ[m]:.3f}" for m in theirs)])  # fmt: skip
+    for where in sorted({where for cell in found.values() for where in cell.run}):
+        print(f"\nRun: {where}")
     ours = [(s, m) for s in settings for m in methods if any(found[s, m].variances + found[s, m].trained)]
     if not ours:
         return
@@ -186,8 +211,13 @@ def print_table(name: str, jobs: list[Job], results: pd.DataFrame, rows: int, ep
         cell = found[s, m]
         errors = [float(x) for x in cell.error_f if x != ""]
         _line([str(s), m, _mean(cell.variances), _mean(cell.trained), f"{fmean(errors):.4f}" if errors else ""])
-        if m == "batch" and s in published.VARIANCES:
-            _line([str(s), "LMMNN publ.", "", " ".join(map(str, published.VARIANCES[s])), ""])
+        if m == "batch" and _published(s) in published.VARIANCES:
+            _line([str(s), "LMMNN publ.", "", " ".join(map(str, published.VARIANCES[_published(s)])), ""])
+
+
+def _published(setting: Setting) -> Setting:
+    """The setting by whose name the published results are."""
+    return setting._replace(crossed=False, time=setting.time and "longest")
 
 
 def _mean(texts: pd.Series) -> str:

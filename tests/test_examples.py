@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+
+from openreml_nn.nn import Effects, MixedModelHead
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPECTED = {
@@ -53,7 +56,7 @@ def test_example(name: str) -> None:
         (["--tables", "modes", "--only", "q=1000 "], 4),
         (["--tables", "one", "--only", "q=100 sigma2=10", "--methods", "one-hot", "embedding"], 2),
         (["--tables", "two", "--only", "True", "--methods", "embedding", "alternating"], 2),
-        (["--tables", "longitudinal", "--only", "own", "--methods", "floor", "batch"], 4),
+        (["--tables", "longitudinal", "--only", "+3 t=own", "--methods", "floor", "batch"], 4),
         (["--tables", "papers", "--only", "q=1000 sigma2=10", "--methods", "batch"], 2),
     ],
 )
@@ -66,7 +69,33 @@ def test_lmmnn_simulation(options: list[str], rows: int, tmp_path: Path) -> None
 
 
 def test_committed_results_are_printed() -> None:
-    assert "LMMNN publ." in printed("lmmnn_simulation.py")
+    found = printed("lmmnn_simulation.py")
+    assert "LMMNN publ." in found
+    assert "Run: 20" in found  # date, versions and machine
+
+
+def test_backfitting_is_the_blup_and_maximum_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from lmmnn.backfitting import Backfitting
+
+    torch.manual_seed(0)
+    levels, n = (200, 150), 3000
+    codes = [torch.randint(q, (n,)) for q in levels]
+    b = [1.5 * torch.randn(q, dtype=torch.float64) for q in levels]
+    r = sum(own[code] for own, code in zip(b, codes, strict=True)) + torch.randn(n, dtype=torch.float64)
+    head = MixedModelHead({f"z{i}": Effects(q) for i, q in enumerate(levels)})
+    groups = dict(zip(head.effects, codes, strict=True))
+    head.condition(torch.zeros(n), r, groups, variances=False)
+    found = Backfitting(codes, levels)
+    found.update(r, sweeps=300)
+    torch.testing.assert_close(torch.cat(found.effects), head.posterior.effects)
+
+    values = []
+    for _ in range(60):
+        found.update(r)
+        values.append([*found.sigma2, found.residual])
+    head.refit(torch.zeros(n), r, groups, variances=False)
+    np.testing.assert_allclose(np.mean(values[10:], axis=0), list(head.variance().values()), rtol=0.03)
 
 
 def test_insteval_folds(tmp_path: Path) -> None:

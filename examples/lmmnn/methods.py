@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
+from lmmnn.backfitting import Backfitting, total
 from lmmnn.data import Rows, join
-from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
+from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead, in_chunks
 
 HIDDEN = (100, 50, 25, 12)
 BASELINES = ("ignore", "one-hot", "embedding")
 OURS = ("batch", "exact", "features", "alternating")
-REFRESH = (0.25, 0.4, 0.55, 0.7, 0.8, 0.9)  # of a training, where ``alternating`` predicts the effects anew
+CHUNK = 4000  # rows that the network takes at once where a step has all of them
 
 
 class Recipe(NamedTuple):
@@ -33,7 +34,7 @@ class Recipe(NamedTuple):
         one_cycle: Whether the rate follows one cycle over all epochs (Smith & Topin 2019).
         dropout: Share of units left out behind each of the first three layers.
         patience: Epochs without a better validation error after which the training ends.
-        steps: Steps of a method that takes all rows at once, in the place of epochs.
+        steps: Steps of the exact mode, in the place of epochs: 10 iterations of L-BFGS each, so no rate.
     """
 
     batch: int
@@ -42,7 +43,7 @@ class Recipe(NamedTuple):
     one_cycle: bool
     dropout: float
     patience: int | None = None
-    steps: int = 400
+    steps: int = 40
 
 
 PLAIN = Recipe(batch=500, epochs=20, rate=0.02, one_cycle=True, dropout=0.0)
@@ -94,46 +95,55 @@ class Regression(L.LightningModule):
         steps: Steps of the whole training.
         train: Rows that it is trained with.
         head: Random effects, for our methods.
-        refresh: Epochs at whose start the effects are predicted anew from all rows of ``train`` and from then on taken
-            as known: the squared error of y − Zb̂ in place of the likelihood of a batch. At b̂ = GZ'V⁻¹(y − f) both have
-            the gradient V⁻¹(y − f) in f, whatever V is; so this is maximum likelihood where no batch can hold all rows
-            that depend on one another, as with crossed factors.
+        backfitting: For ``alternating``: twice in an epoch it predicts the effects and the variances anew from all rows
+            of ``train``. A batch of whole clusters of the first factor then has its likelihood given the effects of all
+            others: at the predictions b̂₂ = G₂Z₂'V⁻¹(y − f) its gradient in f is V₁⁻¹(y − f − Z₂b̂₂) = V⁻¹(y − f), that
+            of all rows. So this is maximum likelihood where no batch can hold all rows that depend on one another.
     """
 
     def __init__(
         self, network: Network, recipe: Recipe, steps: int, train: Rows, head: MixedModelHead | None = None,
-        refresh: tuple[int, ...] = (),
+        backfitting: Backfitting | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.recipe, self.steps, self.head, self.refresh = network, recipe, steps, head, refresh
-        self.known = train
+        self.network, self.recipe, self.steps, self.head, self.known = network, recipe, steps, head, train
         self.exact = head.rows(train.groups) if head is not None and head.mode == "exact" else None
-        self.effects_known = False
+        self.backfitting = backfitting
+        if head is not None and backfitting is not None:
+            self.first = MixedModelHead(dict([next(iter(head.effects.items()))]))
+            self.first.residual = head.requires_grad_(False).residual
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Rows, _: int) -> Tensor:
+        if self.exact is not None:
+            output = in_chunks(lambda x: self.network(x, []), batch.x, CHUNK)
+            return self.head(output, batch.y, self.exact)
         output = self.network(batch.x, batch.codes)
         if self.head is None:
             return (output[:, 0] - batch.y).square().mean()
-        if self.effects_known:
-            with torch.no_grad():
-                Zb = self.head.predict(torch.zeros_like(output), batch.groups, variances=False)[0]
-                sigma2 = self.head.variance()["residual/sigma^2"]
-            return 0.5 * (batch.y - Zb - output[:, 0]).square().mean() / sigma2
-        return self.head(output, batch.y, batch.groups if self.exact is None else self.exact)
+        if self.backfitting is not None:
+            y = batch.y - total(self.backfitting.effects[1:], batch.codes[1:])
+            return self.first(output, y, batch.codes[0])
+        return self.head(output, batch.y, batch.groups)
 
     def configure_optimizers(self) -> Any:
+        if self.exact is not None:
+            return torch.optim.LBFGS(self.parameters(), max_iter=10, history_size=10, line_search_fn="strong_wolfe")
         optimizer = torch.optim.Adam(self.parameters(), lr=self.recipe.rate, fused=True)
         if not self.recipe.one_cycle:
             return optimizer
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.recipe.rate, self.steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
-        if self.head is not None and self.current_epoch in self.refresh:
-            self.condition()
-            self.effects_known = True
+    def on_train_batch_end(self, _outputs: Any, _batch: Rows, index: int) -> None:
+        if self.backfitting is None or (index + 1) % max(1, int(self.trainer.num_training_batches) // 2):
+            return
+        assert self.head is not None
+        self.backfitting.update(self.known.y - self.outputs(self.known)[:, 0])
+        matrices = [*(own.G for own in self.head.effects.values()), self.head.residual]
+        for matrix, value in zip(matrices, [*self.backfitting.sigma2, self.backfitting.residual], strict=True):
+            matrix.set_theta(matrix.from_natural(torch.tensor([value], dtype=torch.float64)))
 
     # ---- predictions -------------------------------------------------------------------------------------------------
 
@@ -154,17 +164,16 @@ class Regression(L.LightningModule):
     def predictions(self, rows: Rows) -> Tensor:
         """f(x), or f(x) + z'b̂ with the effects that were predicted last."""
         output = self.outputs(rows)
+        if self.backfitting is not None:
+            return output[:, 0] + total(self.backfitting.effects, rows.codes)
         return output[:, 0] if self.head is None else self.head.predict(output, rows.groups, variances=False)[0]
 
     def on_validation_epoch_start(self) -> None:
-        if self.head is not None and not self.refresh:
+        if self.head is not None and self.backfitting is None:
             self.condition()
 
     def validation_step(self, batch: Rows, _: int) -> None:
-        if self.head is not None and self.refresh and not self.effects_known:
-            error = torch.tensor(torch.inf)
-        else:
-            error = (self.predictions(batch) - batch.y).square().mean()
+        error = (self.predictions(batch) - batch.y).square().mean()
         self.log("validation_error", error, batch_size=len(batch.y), on_epoch=True)
 
 
@@ -221,10 +230,11 @@ def run(
     levels = tuple(own.num_levels for own in effects().values())
     batches = _batches(method, recipe, train, seed, blocks)
     epochs = recipe.steps if method == "exact" else recipe.epochs
-    refresh = tuple(round(share * epochs) for share in REFRESH) if method == "alternating" else ()
+    backfitting = Backfitting(train.codes, levels) if method == "alternating" else None
     network = Network(train.x.shape[1], levels, method, recipe.dropout)
-    module = Regression(network, recipe, epochs * len(batches), train, head, refresh)
-    epochs = fit(module, batches, validation, epochs, every=20 if method == "exact" else 1)
+    module = Regression(network, recipe, epochs * len(batches), train, head, backfitting)
+    epochs = fit(module, batches, validation, epochs)
+    module.backfitting = None  # from here on the head predicts
     trained = {} if head is None else head.variance()
     outcomes = {method: _finish(module, rows, refit)}
     if last_layer:
@@ -252,7 +262,7 @@ def _finish(module: Regression, rows: tuple[Rows, Rows, Rows], refit: bool) -> O
     return outcome
 
 
-def fit(module: Regression, batches: Sampler[list[int]], validation: Rows, epochs: int, every: int) -> int:
+def fit(module: Regression, batches: Sampler[list[int]], validation: Rows, epochs: int) -> int:
     """Run the Trainer, bring back the best weights, and say how many epochs there were."""
     with tempfile.TemporaryDirectory() as folder:
         best = ModelCheckpoint(folder, monitor="validation_error", save_weights_only=True)
@@ -260,8 +270,8 @@ def fit(module: Regression, batches: Sampler[list[int]], validation: Rows, epoch
         if module.recipe.patience is not None:
             callbacks.append(EarlyStopping("validation_error", patience=module.recipe.patience, check_finite=False))
         trainer = L.Trainer(
-            accelerator="cpu", max_epochs=epochs, callbacks=callbacks, check_val_every_n_epoch=min(every, epochs),
-            logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
