@@ -52,6 +52,9 @@ class REMLModule(L.LightningModule):
         optimizer: Makes another optimizer from the parameters that are not fixed, such as ``torch.optim.LBFGS``.
         rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
 
+    Attributes:
+        idle: Whether the Trainer's last fit made no step, as from a checkpoint that has reached its `max_epochs`.
+
     Raises:
         ValueError: The objective is unknown, or the solver cannot take the covariance.
 
@@ -88,11 +91,10 @@ class REMLModule(L.LightningModule):
         self.make_optimizer, self.rank, self.asked_solver = optimizer, rank, solver
         self._course = Course(covariance)
         self._prepared: PreparedBatch | None = None
-        self._idle = False
+        self.idle = False
         self._resumed = FitRecord()
         self._trials, self._began = 0, math.nan
         self._world: Ranks = ALONE
-        self._result: tuple[Tensor, int, FitResult] | None = None
 
     # ---- what a caller reads -----------------------------------------------------------------------------------------
 
@@ -126,11 +128,6 @@ class REMLModule(L.LightningModule):
         """The prepared problem of the rows of this process; None before the module has seen data."""
         return None if self._prepared is None else self._prepared.problem
 
-    @property
-    def idle(self) -> bool:
-        """Whether the Trainer's last fit made no step, as from a checkpoint that has reached its `max_epochs`."""
-        return self._idle
-
     def result(self) -> FitResult:
         """The fit at the present thetas, the same object that `openreml_nn.fit` gives.
 
@@ -141,20 +138,13 @@ class REMLModule(L.LightningModule):
             ValueError: The module has seen no data.
         """
         self._join_data()
-        if self._result is not None:
-            theta, steps, result = self._result
-            if steps == len(self.history) and torch.equal(theta, self.covariance.theta):
-                return result
         if self._prepared is None:
-            loader = self._trainer.train_dataloader if self._idle and self._trainer is not None else None
+            loader = self._trainer.train_dataloader if self.idle and self._trainer is not None else None
             if loader is None:
                 raise ValueError("`REMLModule.result` needs data. Call it after `Trainer.fit`.")
             self._begin(Batch.of(next(iter(loader))))
         with torch.inference_mode(False), torch.no_grad():
-            result = self._in_hand().result(self.history, self._course.seconds)
-        at = (self.covariance.theta.detach(), len(self.history))
-        self._result = (*at, result) if self._world.size > 1 else None  # as one process may ask again alone
-        return result
+            return self._in_hand().result(self.history, self._course.seconds)
 
     def _in_hand(self) -> PreparedBatch:
         """The data that the module has seen last."""
@@ -195,7 +185,7 @@ class REMLModule(L.LightningModule):
         Raises:
             ValueError: There are several, and the Trainer's strategy is not 'ddp' or nothing is free.
         """
-        self._world, self._result = processes(), None
+        self._world = processes()
         if self._world.size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
             kind = type(self.trainer.strategy).__name__
             raise ValueError(f"`REMLModule` on several processes needs the Trainer's strategy 'ddp', got {kind}.")
@@ -203,8 +193,8 @@ class REMLModule(L.LightningModule):
             raise ValueError(f"On several processes there is nothing to fit: {ALL_FIXED}. Take one process.")
 
     def on_fit_start(self) -> None:
-        self._prepared = self._result = None
-        self._began, self._idle = time.perf_counter(), True
+        self._prepared = None
+        self._began, self.idle = time.perf_counter(), True
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
@@ -213,7 +203,7 @@ class REMLModule(L.LightningModule):
         self._began -= self._course.seconds
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._idle = False
+        self.idle = False
         self._begin(Batch.of(batch))
 
     def _begin(self, batch: Batch) -> None:
@@ -294,7 +284,6 @@ class REMLModule(L.LightningModule):
                 "`REMLModule` got a second batch with other data. A mixed model is fitted to all records at once: "
                 "use `MixedModelDataModule`, or a DataLoader with batch_size=None over a list of one pair (y, X)."
             )
-        self._result = None
         if self._prepared is not None:
             self._prepared.evaluation = None  # freed before the other problem is made
         self._prepared = PreparedBatch(batch, self.objective, self.rank, self._world, self._resumed.data)

@@ -36,6 +36,8 @@ class PreparedBatch:
         ConfoundedParameters: The fixed effects take up a random term whole.
     """
 
+    _result: FitResult | None
+
     def __init__(
         self, batch: Batch, objective: Objective, rank: str, ranks: Ranks, before: dict[str, str] | None = None
     ) -> None:
@@ -52,6 +54,7 @@ class PreparedBatch:
         if objective.method == "REML":
             require_estimable(self.problem)
         self.evaluation: Evaluation | None = None
+        self._several, self._result = ranks.size > 1, None
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -71,17 +74,22 @@ class PreparedBatch:
         return self.evaluation
 
     def result(self, history: list[Progress], seconds: float) -> FitResult:
-        """The fit at the present thetas of the objective; all processes that share the rows call this.
+        """The fit at the present thetas of the objective.
+
+        Processes that share the rows call this together. It is then kept, so that one of them may ask again alone.
 
         Args:
             history: Progress after each step.
             seconds: Wall time of the fit.
         """
-        theta = self.objective.V.theta.detach()
+        theta, kept = self.objective.V.theta.detach(), self._result
+        if kept is not None and len(kept.history) == len(history) and torch.equal(kept.theta, theta):
+            return kept
         self.problem.V.set_theta(theta)  # V of a process's rows has its own parameters
         sharing = self.batch.sharing
-        result = build_result(self.objective, self.at(theta), history, self.x_names, seconds, sharing=sharing)
+        result = build_result(self.objective, self.at(theta), list(history), self.x_names, seconds, sharing=sharing)
         result.settle()
+        self._result = result if self._several else None
         return result
 
 
