@@ -55,7 +55,7 @@ HELP = (
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run a command; classes of files in the present folder are found too.
 
     Args:
         args: The command and its options; those of the process when left out.
@@ -65,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> None:
             fit did not converge, 130 after Ctrl-C.
     """
     given = sys.argv[1:] if args is None else list(args)
+    if not {"", os.getcwd()} & set(sys.path):  # a console script has its own folder there
+        sys.path.append(os.getcwd())
     kind = NetworkCLI if given[:1] == ["network"] else REMLCLI
     parser = {"exit_on_error": False, "description": HELP}
     with quiet():

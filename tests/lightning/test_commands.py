@@ -1,6 +1,7 @@
 """`openreml-nn network`: a network with random effects from a YAML file, its checkpoint, predictions and mistakes."""
 
 import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,15 @@ def test_modes_terms_and_structures_are_options(capsys):
     shown = capsys.readouterr()
     assert "Subject/sigma^2_Intercept = " in shown.out
     assert not Path("runs", "own", "version_0", "fit.json").exists()
+
+
+def test_a_network_of_the_present_folder(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    Path("own_net_of_test.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(4, 1)\n"
+    )
+    network("fit", "--model.network", "own_net_of_test.Net", "--trainer.max_epochs", "1", "--trainer.logger", "false")
+    assert "Litter/sigma^2" in capsys.readouterr().out
 
 
 def test_what_the_readme_shows(capsys):
