@@ -51,8 +51,8 @@ class MixedModelRegressor(L.LightningModule):
         start: Where the head starts: ``"data"``: thetas from the variance of y over the training rows, a share for each
             term, and its offset at their mean; ``"current"``: where it is; ``"auto"``: from the data if all thetas are
             at their raw default 0.
-        head_lr: Learning rate of the thetas, which then are a group of their own without weight decay; that of the
-            network when left out. Thetas are logarithms of standard deviations or of their like.
+        head_lr: Learning rate of the thetas; that of the network when left out. Thetas are logarithms of standard
+            deviations or of their like, and have no weight decay, which would draw variances to 1.
         refit: Fit the variance parameters by REML at the end, the network being fixed.
         variances: Keep what variances of predictions need (see ``MixedModelHead.condition``).
         rows: Rows at once where the network is evaluated on all rows.
@@ -112,11 +112,12 @@ class MixedModelRegressor(L.LightningModule):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        groups: Any = self.parameters()
-        if self.head_lr is not None:
-            own = {"params": list(self.head.parameters()), "lr": self.head_lr, "weight_decay": 0.0}
-            groups = [{"params": list(self.network.parameters())}, own]
-        optimizer = self.make_optimizer(groups)
+        optimizer = self.make_optimizer(self.parameters())
+        if self.head_lr is not None or optimizer.defaults.get("weight_decay"):
+            thetas = list(self.head.parameters())
+            others = [p for p in self.parameters() if all(p is not theta for theta in thetas)]
+            own = {"weight_decay": 0.0} | ({} if self.head_lr is None else {"lr": self.head_lr})
+            optimizer = self.make_optimizer([{"params": others}, {"params": thetas} | own])
         if self.make_scheduler is None:
             return optimizer
         return {

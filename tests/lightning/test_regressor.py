@@ -171,6 +171,17 @@ def test_own_learning_rate_of_the_thetas():
     assert len(own["params"]) == len(list(module.head.parameters()))
 
 
+def test_thetas_have_no_weight_decay():
+    module = regressor(optimizer=torch.optim.AdamW)
+    module.more = nn.Linear(1, 1)  # as of a user's subclass
+    others, own = module.configure_optimizers().param_groups
+    assert (others["weight_decay"], own["weight_decay"], own["lr"]) == (1e-2, 0.0, 1e-3)
+    assert {id(p) for p in own["params"]} == {id(p) for p in module.head.parameters()}
+    assert len(others["params"]) == 4
+    (both,) = regressor(optimizer=torch.optim.Adam).configure_optimizers().param_groups
+    assert both["weight_decay"] == 0
+
+
 @pytest.mark.parametrize("plateau", [False, True])
 def test_schedules_of_the_learning_rate(trainer, plateau):
     def schedule(optimizer):
