@@ -9,7 +9,9 @@ from openreml_nn.optim import AverageInformation
 from openreml_nn.result import FitResult
 
 __version__ = "0.1.0"
-_LAZY = dict.fromkeys(("REMLModule", "MixedModelDataModule", "MixedModelRegressor"), "openreml_nn.lightning")
+_LAZY = dict.fromkeys(
+    ("REMLModule", "MixedModelDataModule", "MixedModelRegressor", "NetworkDataModule"), "openreml_nn.lightning"
+)
 
 __all__ = ["ML", "REML", "AverageInformation", "FitResult", "fit"]
 
