@@ -197,7 +197,14 @@ def columns_of_term(name: str, term: Term, table: pd.DataFrame) -> list[str]:
 
 
 def level_columns_of_term(name: str, term: Term, table: pd.DataFrame, *, groups: bool) -> list[list[str]]:
-    """Columns, or lists of columns, whose values are levels of a term; its groups only if they are wanted."""
+    """Columns, or lists of columns, whose values are levels of a term.
+
+    Args:
+        name: Name of the term.
+        term: Its specification.
+        table: The table.
+        groups: Whether the columns of its groups are wanted too.
+    """
     specs = [term.groups] if groups and term.groups is not None else []
     specs += [spec for spec, _ in _separable(term)]
     factors = levels_in(parse_design(term.design, _where(name)), table)

@@ -97,19 +97,19 @@ class MixedModel:
         ranks: Ranks | None = None,
         own: Collection[str] = (),
     ) -> None:
-        whole, together = read_table(table), ranks or ALONE
+        whole, sharing = read_table(table), ranks or ALONE
         if ranks is None and len(whole) == 0:
             raise ValueError("The table has no rows.")
         self.specification = Specification(fixed, random, residual)
-        records = together.together(lambda: self.specification.records(whole, missing))
+        records = sharing.together(lambda: self.specification.records(whole, missing))
         self.rows, self.dropped, self._positions = records.labels, records.dropped, records.positions
         if ranks is None:
             self.frame = tidy(records.frame)
             self.coding = Coding(self.specification, self.frame)
         else:
             self.coding, self.frame = coding_of_all(self.specification, records.frame, own, ranks)
-        together.together(self._fill)
-        self._check(together, own)
+        sharing.together(self._fill)
+        self._check(sharing, own)
 
     def _fill(self) -> None:
         """y, X and V of the rows."""

@@ -55,7 +55,8 @@ def _levels(V: Matrix | None) -> dict[str, np.ndarray]:
     found = {}
     for name, Z in designs.items():
         if isinstance(Z, IncidenceMatrix):
-            level = pd.util.hash_array(np.array([*Z.levels, ""], dtype=object))[Z.codes.cpu().numpy()]
+            labels = np.array([*map(str, Z.labels), ""], dtype=object)  # the last one is that of rows without a level
+            level = pd.util.hash_array(labels)[Z.codes.cpu().numpy()]
             values = [_bits(own) for own in Z.buffers() if own is not Z.codes]
             found[f"the term {name!r}"] = np.concatenate([level[None], *values])
     return found

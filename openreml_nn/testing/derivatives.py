@@ -21,7 +21,7 @@ def _differences(function, theta: Tensor) -> Tensor:  # type: ignore[no-untyped-
 
 
 def jacobian(case: Case, theta: Tensor) -> None:
-    """``grad`` is ∂V/∂θ for the free parameters: by ``auto_grad`` and by differences."""
+    """``grad`` is ∂V/∂θ for the free parameters, compared with ``auto_grad`` and with differences."""
     V = case.matrix
     free = V.free_index
     (J, names), (automatic, same_names) = V.grad(theta), V.auto_grad(theta)
