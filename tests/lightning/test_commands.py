@@ -63,7 +63,8 @@ def test_modes_terms_and_structures_are_options(capsys):
         "groups": "Subject", "design": "1 + Days", "covariance": "openreml_nn.covariance.DiagonalMatrix"}}}  # fmt: skip
     options["model"]["network"]["init_args"] |= {"inputs": 1, "outputs": None}
     options["model"]["head"]["init_args"] = {"mode": "features", "method": "ML"}
-    options["model"] |= {"refit": False, "head_lr": 0.1}
+    schedule = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 2}}
+    options["model"] |= {"refit": False, "head_lr": 0.1, "scheduler": schedule}
     Path("own.yaml").write_text(yaml.safe_dump(options))
     main(["network", "fit", "--config", "own.yaml"])
     shown = capsys.readouterr()
