@@ -84,12 +84,13 @@ class SparseCoupling(Coupling):
         column: Column of the rest of each entry, shape (m,), sorted within a level.
         value: Values, shape (s, m).
         shape: (s, L, q).
-        chain: Whether the rest may be kept as a chain of blocks.
+        beside: Places i q + j of the elements of the rest that no level of the first term has; None where the rest has to
+            be dense, because its effects are correlated.
         ranks: The processes of which each has levels of its own; the layout is one for all of them.
     """
 
     def __init__(self, level: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int, int],
-                 chain: bool = False, ranks: Ranks = ALONE) -> None:  # fmt: skip
+                 beside: Tensor | None = None, ranks: Ranks = ALONE) -> None:  # fmt: skip
         self.level, self.column, self.value, self.shape = level, column, value, shape
         s, L, q = shape
         sizes = torch.bincount(level, minlength=L)
@@ -98,7 +99,7 @@ class SparseCoupling(Coupling):
         right, counts = _pairs_below(sizes)
         places = column.to(torch.int32) if q * q < 2**31 else column
         row, other = places.repeat_interleave(counts), places.index_select(0, right)
-        self.layout: Layout = _one_layout(row, other, q, ranks) if chain else DenseLayout(q)
+        self.layout: Layout = DenseLayout(q) if beside is None else _one_layout(row, other, beside, q, ranks)
         place, last = self.layout.place(row, other), counts.cumsum(0) - 1
         once = [a.repeat_interleave(counts) * b.index_select(0, right) for a in value for b in value]
         both = [(2.0 * product).index_copy_(0, last, product[last]) for product in once]  # of both triangles
@@ -130,15 +131,17 @@ class SparseCoupling(Coupling):
         return blocks if s == 1 else 0.5 * (blocks + blocks.transpose(0, 1))
 
 
-def _one_layout(row: Tensor, column: Tensor, q: int, ranks: Ranks) -> Layout:
-    """The layout for elements (row, column) of the rest, of all processes together."""
+def _one_layout(row: Tensor, column: Tensor, beside: Tensor, q: int, ranks: Ranks) -> Layout:
+    """The layout for elements (row, column) of the rest and those at places ``beside``, of all processes together."""
+    if len(beside):
+        row, column = torch.cat([row, beside // q]), torch.cat([column, beside % q])
     if ranks.size == 1:
         return choose_layout(row, column, q)
     row, column = distinct(row, column, q)
     most = ranks.largest(torch.tensor(len(row), device=row.device))
     if int(most) > SPARSE_SHARE * q * q:
         return DenseLayout(q)
-    places = torch.cat(ranks.gather(row * q + column)).unique()
+    places = torch.cat(ranks.gather(row.to(torch.int64) * q + column)).unique()
     return choose_layout(places // q, places % q, q)
 
 

@@ -176,10 +176,14 @@ def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tu
                      chain: bool, ranks: Ranks, own: bool) -> Coupling:  # fmt: skip
     """The coupling where every design is level codes."""
     _, L, q = shape
-    keys = torch.cat([codes * q + column for column, _ in columns])
-    keys, value = _added(keys, torch.cat([wx.mT * value for _, value in columns], dim=1))
+    met = [_rows_with((wx != 0).any(1) & (value != 0)) for _, value in columns]
+    keys = torch.cat([_some(codes * q + column, rows) for (column, _), rows in zip(columns, met, strict=True)])
+    values = [_some(wx.mT * value, rows) for (_, value), rows in zip(columns, met, strict=True)]
+    keys, value = _added(keys, torch.cat(values, dim=1))
+    beside = _met_beside(wx, columns, q) if chain else keys[:0]
     if ranks.size > 1 and not own:
         keys, value = _added(torch.cat(ranks.gather(keys)), torch.cat(ranks.gather(value.mT)).mT)
+        beside = torch.cat(ranks.gather(beside))
     level, column = keys // q, keys % q
     levels = ranks if own else ALONE
     pairs = levels.count(int(torch.bincount(level, minlength=L).square().sum()))
@@ -188,7 +192,29 @@ def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tu
         C = wx.new_zeros(shape)
         C[:, level, column] = value
         return DenseCoupling(C)
-    return SparseCoupling(level, column, value, shape, chain, levels)
+    return SparseCoupling(level, column, value, shape, beside if chain else None, levels)
+
+
+def _rows_with(holds: Tensor) -> Tensor | None:
+    """The rows where something holds; None for all."""
+    return None if bool(holds.all()) else holds.nonzero()[:, 0]
+
+
+def _some(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Some elements along the last dimension; None for all."""
+    return x if rows is None else x.index_select(-1, rows)
+
+
+def _met_beside(wx: Tensor, columns: list[Column], q: int) -> Tensor:
+    """Places i q + j of the pairs of columns that meet in rows of no level of the first term."""
+    alone = _rows_with((wx == 0).all(1))
+    places = [columns[0][0][:0]]
+    if alone is None or len(alone):
+        for k, (column, value) in enumerate(columns):
+            for other, more in columns[:k]:
+                both = _some(value * more, alone) != 0
+                places.append((_some(column, alone) * q + _some(other, alone))[both])
+    return torch.cat(places).unique()
 
 
 def _require_elements(count: int, like: Tensor, ranks: Ranks, what: str) -> None:
@@ -207,7 +233,9 @@ def _products_of_columns(columns: list[Column], F: Tensor, weight: Tensor | None
     A = F.new_zeros(layout.length)
     for i, (column, x) in enumerate(columns):
         for other, z in columns[: i + 1]:
-            A.index_add_(0, layout.place(column, other), x * z if weight is None else weight * x * z)
+            product = x * z if weight is None else weight * x * z
+            rows = _rows_with(product != 0)  # others may have no place
+            A.index_add_(0, layout.place(_some(column, rows), _some(other, rows)), _some(product, rows))
     return layout.whole(A)
 
 

@@ -48,11 +48,14 @@ def choose_layout(row: Tensor, column: Tensor, size: int) -> Layout:
 
 
 def distinct(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Each element once, by a mark at its place among q²."""
+    """Each element once: by a mark at its place among q², or by sorting where these are many more."""
     places = row.to(torch.int64) * size + column
-    marks = torch.zeros(size * size, dtype=torch.bool, device=row.device).index_fill_(0, places, True)
-    found = marks.nonzero()[:, 0]
-    return found // size, found % size
+    if len(places) > MANY * size * size:
+        marks = torch.zeros(size * size, dtype=torch.bool, device=row.device).index_fill_(0, places, True)
+        places = marks.nonzero()[:, 0]
+    else:
+        places = places.unique()
+    return places // size, places % size
 
 
 def _time(layout: Layout) -> float:

@@ -38,6 +38,6 @@ def test_pairs_that_repeat_are_counted_once() -> None:
     level = torch.arange(200_000).repeat_interleave(2)
     column = (torch.arange(200_000)[:, None] % 299 + torch.arange(2)).flatten()
     value = torch.ones(1, len(level), dtype=torch.float64)
-    layout = SparseCoupling(level, column, value, (1, 200_000, 300), chain=True).layout
+    layout = SparseCoupling(level, column, value, (1, 200_000, 300), beside=level[:0]).layout
     assert not isinstance(layout, DenseLayout)
     assert layout.length < 300 * (orders.NARROWEST + 1)
