@@ -24,7 +24,7 @@ from openreml_nn.optim import (
     require_estimable,
 )
 from openreml_nn.result import FitResult
-from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver
+from openreml_nn.solvers import ALONE, SOLVERS, Evaluation, Problem, Ranks, Solver
 
 log = logging.getLogger("openreml_nn")
 OBJECTIVES: dict[str, type[Objective]] = {"REML": REML, "ML": ML}
@@ -86,8 +86,15 @@ def fit(
     warn_of_aliased(problem, names)
     if objective.method == "REML":
         require_estimable(problem)
+    before = V.theta.detach().clone()
     V.set_theta(ranks.first(start_theta(problem, start)))
-    evaluation, history, information = maximise(objective, problem, direction, control, tolerance, max_steps)
+    try:
+        evaluation, history, information = maximise(objective, problem, direction, control, tolerance, max_steps)
+    except BaseException:
+        V.set_theta(before)
+        raise
+    finally:
+        V.zero_grad()
     result = build_result(objective, evaluation, history, names, time.perf_counter() - began, information)
     if history and not result.converged and ranks.rank == 0:
         warnings.warn(f"The fit did not converge: {result.reason}.", stacklevel=2)
@@ -104,7 +111,7 @@ def objective_of(method: str, V: Matrix, solver: str | Solver, direction: Direct
     if kind is None:
         raise ValueError(f"`method` must be 'REML' or 'ML', got {method!r}.")
     if direction.second_derivatives and solver == "auto":
-        solver = "dense" if ranks.size == 1 else "blocks"
+        solver = "dense" if ranks.size == 1 and SOLVERS["blocks"]().refusal(V) is not None else "blocks"
     return kind(V, solver, ranks)
 
 
@@ -203,8 +210,8 @@ def build_result(
         limit = f"the limit of {last.iteration} step{'s' * (last.iteration != 1)} was reached"
         converged, reason = last.converged, last.reason or limit
     return FitResult(
-        objective, evaluation, converged, reason, history, theta_cov, tuple(held.tolist()), tuple(V.no_grad_index),
-        x_names, seconds, sharing,
+        objective, evaluation.detached(), converged, reason, history, theta_cov, tuple(held.tolist()),
+        tuple(V.no_grad_index), x_names, seconds, sharing,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """`fit`: published values, its arguments, and what it says of bad ones."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.covariance.transform import TransformExpPow2
 from openreml_nn.data import MixedModel, Term, read_table
+from openreml_nn.optim import ConfoundedParameters, Observed
 from openreml_nn.solvers import DenseSolver
 
 MODELS: dict[str, Callable[[], MixedModel]] = {
@@ -271,3 +273,30 @@ def test_an_unstructured_residual_has_no_other_variance() -> None:
     result = fit(V, torch.tensor(Y.ravel()), torch.eye(3, dtype=torch.float64).repeat(40, 1), solver="dense")
     S = np.cov(Y.T)
     np.testing.assert_allclose(result.variance["estimate"], S[np.tril_indices(3)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["mixed_model_equations", "dense", "blocks"])
+def test_a_result_can_be_copied(solver: str) -> None:
+    result = fitted("dyestuff", solver=solver)
+    again = copy.deepcopy(result)
+    assert again.loglik == result.loglik
+    assert again.variance.equals(result.variance)
+    assert all(p.grad is None for p in result.V.theta_parameters())
+
+
+def test_a_fit_that_fails_leaves_the_thetas_as_they_were() -> None:
+    model = MODELS["dyestuff"]()
+    batch = model.V.operand("Batch")
+    V = Sum({"a": batch, "b": copy.deepcopy(batch), "residual": ScalarMatrix(len(model.y))})
+    V.set_theta(torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
+    with pytest.raises(ConfoundedParameters, match="a/sigma"):
+        fit(V, model.y, start="data")
+    assert V.theta.tolist() == [0.1, -0.2, 0.3]
+    assert all(p.grad is None for p in V.theta_parameters())
+
+
+def test_newton_by_blocks() -> None:
+    """Second derivatives do not need a dense V where it falls into blocks."""
+    result = fitted("dyestuff", direction=Observed())
+    assert result.objective.solver.name == "blocks"
+    assert result.converged

@@ -211,7 +211,7 @@ class AverageInformation(torch.optim.Optimizer):
     def _is_better(self, s: dict[str, Any], at: _Point, seen: bool, rounding: float) -> bool:
         """Whether ℓ is higher at a trial point; where a gain could not be ``seen``, whether the decrement is lower."""
         gain, free = s["loss"] - at.loss, s["held"] == 0
-        if seen or gain <= -rounding:
+        if seen or gain <= -rounding or not at.theta.size:
             return seen and gain > 0
         now = newton_decrement(among(s["information"], free), s["score"][free])
         return newton_decrement(among(at.information, free), at.score[free]) < now
@@ -327,14 +327,15 @@ class AverageInformation(torch.optim.Optimizer):
         return self.state[self.param_groups[0]["params"][0]]
 
     def _marks(self) -> list[tuple[int, int]]:
-        """What changes where anybody writes into the parameters or replaces them; known without asking their device."""
+        """What changes where anybody replaces the parameters or writes into them, but not through their ``data``."""
         return [(p._version, p.data_ptr()) for p in self._moved()]
 
     def _was_moved(self, theta: np.ndarray) -> bool:
-        """Whether the parameters are not at ``theta``, where the last step left them."""
-        if self._left == self._marks():
+        """Whether the parameters are not at ``theta``, where the last step left them; a GPU is asked only."""
+        moved = self._moved()
+        if self._left == self._marks() and not all(p.is_cpu for p in moved):
             return False
-        now = to_host(*self._moved())
+        now = to_host(*moved)
         return not np.array_equal(theta, np.concatenate([x.reshape(-1) for x in now]))
 
     def _geometry_now(self) -> Geometry:

@@ -27,9 +27,7 @@ def confounded(H: np.ndarray) -> np.ndarray:
         return np.flatnonzero(d <= 0)
     r = 1.0 / np.sqrt(d)
     values, vectors = np.linalg.eigh(H * np.outer(r, r))
-    if values[0] > DISTINCT:
-        return np.zeros(0, dtype=int)
-    return np.flatnonzero(np.abs(vectors[:, 0]) > 0.1)
+    return np.flatnonzero((np.abs(vectors[:, values <= DISTINCT]) > 0.1).any(axis=1))
 
 
 def embedded(values: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ class Direction(ABC):
     """An information matrix of the free raw thetas at an evaluated θ.
 
     Attributes:
-        second_derivatives: Whether it differentiates the likelihood twice, as only the dense solver allows throughout.
+        second_derivatives: Whether it differentiates the likelihood twice, which the dense solver and the blocks allow.
     """
 
     second_derivatives = False

@@ -8,6 +8,7 @@ products with P; the likelihood, its information, estimates and predictions are 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -188,6 +189,13 @@ class Evaluation(ABC):
     yPy: Tensor
     gamma: Tensor
     gamma_cov: Tensor
+
+    def detached(self) -> "Evaluation":
+        """The same without the history of its values; what it has computed is shared."""
+        other = copy(self)
+        for name in ("theta", "logdet_V", "logdet_XtViX", "yPy"):
+            setattr(other, name, getattr(self, name).detach())
+        return other
 
     @property
     @abstractmethod

@@ -84,8 +84,8 @@ class SparseCoupling(Coupling):
         column: Column of the rest of each entry, shape (m,), sorted within a level.
         value: Values, shape (s, m).
         shape: (s, L, q).
-        beside: Places i q + j of the elements of the rest that no level of the first term has; None where the rest has to
-            be dense, because its effects are correlated.
+        beside: Places i q + j of the elements of the rest that no level of the first term has; None where the rest has
+            to be dense, because its effects are correlated.
         ranks: The processes of which each has levels of its own; the layout is one for all of them.
     """
 

@@ -19,6 +19,7 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.data import MixedModel, read_table
+from openreml_nn.likelihood import average_information
 from openreml_nn.optim import (
     Average,
     Direction,
@@ -425,3 +426,27 @@ def test_a_loss_without_gradients_is_no_maximum() -> None:
     p = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="left no gradient in any parameter"):
         AverageInformation([p], lambda: torch.eye(1)).step(lambda: p.square().sum())
+
+
+def test_writing_through_data_starts_anew(problem_of: ProblemOf) -> None:
+    """``p.data`` leaves no trace in the version of a parameter."""
+    V, y, X = problem_of("dyestuff")
+    objective = REML(V)
+    problem = objective.prepare(y, X)
+    current = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        current[:] = [problem.evaluate()]
+        loss = -objective.loglik(current[0])
+        loss.backward()
+        return loss
+
+    optimizer = AverageInformation(V.theta_parameters(), lambda: average_information(current[0]))
+    for _ in range(2):
+        optimizer.step(closure)
+    assert optimizer.progress.iteration == 2
+    for p in V.theta_parameters():
+        p.data.fill_(0.5)
+    optimizer.step(closure)
+    assert optimizer.progress.iteration == 1
