@@ -168,6 +168,9 @@ class Problem(ABC):
 class Evaluation(ABC):
     """V factored at one θ. Where several processes share the rows, "shape (n,)" means those of a process.
 
+    The attributes marked so are differentiable; ``Py`` is not, and ``solve`` and ``project`` need not be, whatever
+    requires a gradient.
+
     A solver that works in other coordinates than rows overrides ``working_variates`` together with ``inner``, and
     ``ZtPy`` and ``explained_variance``, so that nothing of n rows is touched; the defaults follow from ``Py`` and
     ``inner_diagonal``.
@@ -250,6 +253,13 @@ class Evaluation(ABC):
             columns = unit_columns(self.Py, q, first, width)
             parts.append(self.inner_diagonal(term.Z.matmul(term.Z_params, term.G.matmul(term.G_params, columns))))
         return torch.cat(parts)
+
+
+def where_it_fails(problem: Problem, theta: Tensor) -> str:
+    """The parameters of V on their natural scale, ``"name = value, …"``, for the message of a `NotPositiveDefinite`."""
+    V = problem.V
+    values = V.trans_params(theta.detach()).tolist()
+    return ", ".join(f"{name} = {value:.4g}" for name, value in zip(V.param_names, values, strict=True))
 
 
 def along_free(V: Matrix, theta: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

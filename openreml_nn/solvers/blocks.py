@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.structures import IncidenceMatrix
-from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, along_free, where_it_fails
 from openreml_nn.solvers.block_pattern import BlockGroup, BlockPattern, block_sizes, find_pattern, linking_designs
 from openreml_nn.solvers.block_terms import backwards, block_factor, forwards
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
@@ -103,7 +103,7 @@ class BlockEvaluation(Evaluation):
             blocks = problem.blocks(problem.ranks.shared(theta))
             terms, factor = block_factor(problem.pattern, problem.F, blocks, problem.ranks)
         except torch.linalg.LinAlgError as error:
-            raise NotPositiveDefinite(_where_it_fails(problem, theta)) from error
+            raise NotPositiveDefinite(_no_factor(problem, theta)) from error
         self.logdet_V, logdet_M, self.yPy = terms
         self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
         self.factor, self.gamma = factor, factor.gamma
@@ -193,12 +193,9 @@ def _explained_in_group(group: BlockGroup, codes: Tensor, ZG: Tensor, L: Tensor,
     return levels.mT.reshape(-1), value.reshape(-1, s)
 
 
-def _where_it_fails(problem: BlockProblem, theta: Tensor) -> str:
-    theta = theta.detach()
-    values = ", ".join(f"{name} = {value:.4g}" for name, value in
-                       zip(problem.V.param_names, problem.V.trans_params(theta).tolist(), strict=True))  # fmt: skip
+def _no_factor(problem: BlockProblem, theta: Tensor) -> str:
     with torch.no_grad():
-        infos = [torch.linalg.cholesky_ex(V).info for V in problem.blocks(theta)]
+        infos = [torch.linalg.cholesky_ex(V).info for V in problem.blocks(theta.detach())]
     where = ""
     for group, info in zip(problem.pattern.groups, infos, strict=True):
         if bool(info.any()):
@@ -212,5 +209,5 @@ def _where_it_fails(problem: BlockProblem, theta: Tensor) -> str:
             break
     places = [told for told in problem.ranks.objects(where) if told]
     where = places[0] if places else "X'V⁻¹X has no Cholesky factor"
-    return (f"V is not positive definite at {values}: {where}. "
+    return (f"V is not positive definite at {where_it_fails(problem, theta)}: {where}. "
             f"Is there a residual variance, and do no two rows of a level have the same residual?")  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from openreml_nn.covariance import Matrix
-from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, where_it_fails
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
 from openreml_nn.solvers.memory import require_memory
@@ -65,7 +65,7 @@ class DenseEvaluation(Evaluation):
                 problem.dense_V(theta), fixed.U, fixed.e
             )
         except torch.linalg.LinAlgError as error:
-            raise NotPositiveDefinite(_where_it_fails(problem, theta)) from error
+            raise NotPositiveDefinite(_no_factor(problem, theta)) from error
         self.logdet_V, self.logdet_XtViX, self.yPy = logdet_V, logdet_M + fixed.logdet_RtR, yPy
         self.L, self.Q, self.gamma, self.gamma_cov = L, Q, gamma, gamma_cov
         self._Py = Py
@@ -89,12 +89,11 @@ class DenseEvaluation(Evaluation):
         return W.square().sum(0) - q.square().sum(0)
 
 
-def _where_it_fails(problem: DenseProblem, theta: Tensor) -> str:
-    values = ", ".join(f"{name} = {value:.4g}" for name, value in
-                       zip(problem.V.param_names, problem.V.trans_params(theta.detach()).tolist(), strict=True))
+def _no_factor(problem: DenseProblem, theta: Tensor) -> str:
     with torch.no_grad():
         row = int(torch.linalg.cholesky_ex(problem.dense_V(theta.detach())).info)
     return (
-        f"V is not positive definite at {values}: its leading block of {row} rows has no Cholesky factor. "
+        f"V is not positive definite at {where_it_fails(problem, theta)}: "
+        f"its leading block of {row} rows has no Cholesky factor. "
         f"Is there a residual variance, and is every kernel positive semi-definite?"
     )

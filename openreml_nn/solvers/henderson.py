@@ -9,15 +9,30 @@ and everything that a likelihood, its gradient and predictions ask for follows f
 formulas hold for singular covariances.
 """
 
+import math
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError
 
 from openreml_nn.solvers.cross_products import CrossProducts
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.rests import CorrelatedRest, IndependentRest, Rest
 from openreml_nn.solvers.small_blocks import eliminate, multiply, transpose
+
+
+class NoSolution(LinAlgError):
+    """The equations have no solution at a θ.
+
+    Attributes:
+        piece: What fails: ``"residual"`` for a σ² that is not above zero, ``"first"`` for the levels of the first term,
+            ``"rest"`` for the system of the others, ``"fixed"`` for U'V⁻¹U.
+    """
+
+    def __init__(self, piece: str) -> None:
+        super().__init__(piece)
+        self.piece = piece
 
 
 class Equations:
@@ -36,6 +51,9 @@ class Equations:
         first: Covariance S of the first term by level, shape (s, s, L), or (s, s, 1) if all levels share it; over σ².
         rest: Covariance of each other term: its diagonal (q,), or all of it (q, q); over σ².
         ranks: The processes of which each has levels of its own of the first term.
+
+    Raises:
+        NoSolution: σ² is not above zero, a covariance is indefinite, or U'V⁻¹U has no Cholesky factor.
     """
 
     def __init__(self, products: CrossProducts, n: int, p: int, sigma2: Tensor, first: Tensor,
@@ -43,25 +61,39 @@ class Equations:
         self.products, self.n, self.p, self.sigma2 = products, n, p, sigma2
         self.S, self.G, self.ranks = first, rest, ranks
         self.diagonal = all(G.ndim == 1 for G in rest)
-        logdet, FF, Schur, TF = self._eliminate_first()
         self.rest: Rest | None = None
+        logdet, FF, Schur, TF = self._eliminate_first()
+        first_logdet = logdet
         self.NF = self.PhiF = TF
         if len(TF):
             layout = products.layout
-            self.rest = (
-                IndependentRest(layout, Schur, torch.cat(rest)) if self.diagonal
-                else CorrelatedRest(layout, Schur, rest)
-            )  # fmt: skip
+            try:
+                self.rest = (
+                    IndependentRest(layout, Schur, torch.cat(rest)) if self.diagonal
+                    else CorrelatedRest(layout, Schur, rest)
+                )  # fmt: skip
+            except LinAlgError as error:
+                raise NoSolution(self._failing(first_logdet)) from error
             self.NF, self.PhiF = self.rest.solve(TF)
             FF = FF - TF.mT @ self.PhiF
             logdet = logdet + self.rest.logdet
-        L = torch.linalg.cholesky(FF[:p, :p])
+        L, info = torch.linalg.cholesky_ex(FF[:p, :p])
         self.UU_inverse = torch.cholesky_inverse(L) if p else L
         self.gamma = self.UU_inverse @ FF[:p, p]
         self.ePe = (FF[p, p] - FF[p, :p] @ self.gamma) / sigma2
         log_sigma2 = sigma2.log()
         self.logdet_V = n * log_sigma2 + logdet
         self.logdet_M = 2.0 * L.diagonal().log().sum() - p * log_sigma2
+        if not math.isfinite((self.logdet_V + self.logdet_M + self.ePe) / (info == 0)):  # one number is read
+            raise NoSolution(self._failing(first_logdet))
+
+    def _failing(self, first_logdet: Tensor) -> str:
+        """Which piece has no solution."""
+        if not bool(self.sigma2 > 0.0):
+            return "residual"
+        if not bool(first_logdet.isfinite()):
+            return "first"
+        return "rest" if len(self.G) and (self.rest is None or not bool(self.rest.logdet.isfinite())) else "fixed"
 
     def _eliminate_first(self) -> list[Tensor]:
         """What is left when the first term is eliminated: log|I + A S|, F by itself, S̃, and F by the rest."""
@@ -69,9 +101,10 @@ class Equations:
         left = [self.sigma2.new_zeros(()), products.FF, products.rest, products.rest_F]
         try:
             self.K, self.N, left[0] = eliminate(products.first, self.S)
-        except torch.linalg.LinAlgError:
+        except LinAlgError as error:
+            left[0] = left[0] + torch.nan
             ranks.sums(*(torch.full_like(part, torch.nan) for part in left))  # the other processes are told
-            raise
+            raise NoSolution(self._failing(left[0])) from error
         KF = multiply(self.K, products.first_F)
         left[1] = products.FF - inner(products.first_F, KF)
         if len(products.rest_F):
@@ -79,7 +112,7 @@ class Equations:
             left[2:] = coupling.schur(products.rest, self.K), products.rest_F - coupling.to_rest(KF)
         left = ranks.sums(*left)
         if ranks.size > 1 and bool(left[0].isnan()):
-            raise torch.linalg.LinAlgError("The levels of a process have no solution.")
+            raise NoSolution(self._failing(left[0]))
         return left
 
     # ---- what V⁻¹ and P are between the designs, times σ² ------------------------------------------------------------

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from openreml_nn.covariance import CovariancePropagation, DiagonalPropagation, Matrix
-from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver
+from openreml_nn.solvers.base import Evaluation, NotPositiveDefinite, Problem, Solver, where_it_fails
 from openreml_nn.solvers.closed_form import ClosedForm, refuse_second_derivative
 from openreml_nn.solvers.cross_products import CrossProducts, cross_products, layout_of, with_columns
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
-from openreml_nn.solvers.henderson import Equations, inner
+from openreml_nn.solvers.henderson import Equations, NoSolution, inner
 from openreml_nn.solvers.layouts import DenseLayout, Layout
 from openreml_nn.solvers.moments import variances_by_moments
 from openreml_nn.solvers.plan import Plan, is_scaled_diagonal
@@ -58,6 +58,10 @@ class MixedModelEquationsSolver(Solver):
                 return f"it needs weights other than zero, and {name!r} has rows without a residual."
             if not isinstance(operand, CovariancePropagation) and not is_scaled_diagonal(operand):
                 return f"it needs terms `CovariancePropagation(Z, G)`, and {name!r} is a {type(operand).__name__}."
+            below = _variance_below_zero(operand) if isinstance(operand, CovariancePropagation) else None
+            if below is not None:
+                return (f"it needs variances that their transforms keep at or above zero, as `TransformExpPow2` does, "
+                        f"and that of {'/'.join(part for part in (name, below) if part)!r} does not.")  # fmt: skip
         return None
 
     def cost(self, V: Matrix) -> str:
@@ -91,6 +95,15 @@ class MixedModelEquationsSolver(Solver):
         ranks.together(lambda: self.require(V))
         fixed = prepare_fixed_effects(y, X, rank, ranks)
         return MixedModelProblem(V, fixed)
+
+
+def _variance_below_zero(term: CovariancePropagation) -> str | None:
+    """The name of a variance of G that its transform lets below zero; None where there is none."""
+    for path, leaf, _ in term.leaves():
+        for name, trans in zip(leaf.param_names, leaf.param_transforms, strict=True):
+            if name.startswith("sigma^2") and (trans is None or trans.image[0] < 0.0):
+                return "/".join([*path, name])
+    return None
 
 
 class MixedModelProblem(Problem):
@@ -189,8 +202,9 @@ class MixedModelEvaluation(Evaluation):
             with torch.no_grad():
                 arranged = covariances.arranged(self.z, [G.detach() for G in large])
                 self.equations = Equations(problem.products, problem.n, problem.p, *arranged, problem.by_levels)
-        except torch.linalg.LinAlgError as error:
-            message = f"The mixed-model equations have no solution at theta {theta.tolist()}."
+        except NoSolution as error:
+            at = where_it_fails(problem, theta)
+            message = f"The mixed-model equations have no solution at {at}: {self._what(error.piece)}"
             raise NotPositiveDefinite(message) from error
         self.gamma = self.equations.gamma
         self.gamma_cov = self.equations.sigma2 * self.equations.UU_inverse
@@ -198,6 +212,18 @@ class MixedModelEvaluation(Evaluation):
         logdet_M, self.yPy = self.followed_by_rows(MixedModelEquationsSolver.name, logdet_M, yPy)
         self.logdet_V = logdet_V + problem.logdet_R0
         self.logdet_XtViX = logdet_M + problem.fixed.logdet_RtR
+
+    def _what(self, piece: str) -> str:
+        """A piece of the equations that has no solution, by the names of its terms, and what to do."""
+        if piece == "residual":
+            return "the residual variance is not above zero. Take a transform whose image is, such as TransformExpPow2."
+        if piece == "fixed":
+            return "X'V⁻¹X has no Cholesky factor. Are the variances of a size that the data allow?"
+        first = self.problem.plan.first_index
+        of = [i for i in range(len(self.problem.names)) if (i == first) == (piece == "first")]
+        names = " and ".join(repr(self.problem.names[i]) for i in of)
+        return (f"a covariance of the effects of {names} is indefinite or not finite. Take solver='dense' or 'blocks' "
+                f"if it may be while V is positive definite; else, is every variance above zero?")  # fmt: skip
 
     # ---- effects: level by level for the first term, columns of the rest for the others ------------------------------
 
@@ -302,6 +328,7 @@ class MixedModelEvaluation(Evaluation):
         weight = self.problem.weight
         return (left if weight is None else weight[:, None] * left) / self.equations.sigma2
 
+    @torch.no_grad()
     def solve(self, rhs: Tensor) -> Tensor:
         weight = self.problem.weight
         weighted = rhs if weight is None else weight[:, None] * rhs
@@ -312,6 +339,7 @@ class MixedModelEvaluation(Evaluation):
         parts = self._terms(first.transpose(1, 2).flatten(0, 1), rest)
         return self._residual(rhs, [part / self.equations.sigma2 for part in parts])
 
+    @torch.no_grad()
     def project(self, rhs: Tensor) -> Tensor:
         U = self.problem.fixed.U
         if not U.shape[1]:
@@ -319,6 +347,7 @@ class MixedModelEvaluation(Evaluation):
         return self.solve(rhs) - self._ViU @ (self.gamma_cov @ self.problem.ranks.sum(self._ViU.mT @ rhs))
 
     @cached_property
+    @torch.no_grad()
     def _ViU(self) -> Tensor:
         U = self.problem.fixed.U
         return self.solve(U) if U.shape[1] else U

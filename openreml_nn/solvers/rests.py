@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from openreml_nn.solvers.layouts import Layout
+from openreml_nn.solvers.small_blocks import is_indefinite
 
 LEAST = 1e-120  # ratio of a variance to σ² that stands for zero
 CANCELLED = 1e-3  # share of 1 − Φ/Ĝ below which it is not taken as a difference
@@ -94,6 +95,9 @@ class CorrelatedRest(Rest):
         layout: How S̃ is kept.
         Schur: S̃ by its lower triangle.
         G: Ĝ by terms: the diagonal (q,), or all of it (q, q).
+
+    Raises:
+        torch.linalg.LinAlgError: A covariance is indefinite by more than rounding, or the system has no solution.
     """
 
     def __init__(self, layout: Layout, Schur: Tensor, G: list[Tensor]) -> None:
@@ -103,8 +107,9 @@ class CorrelatedRest(Rest):
         M.diagonal().add_(1.0)
         self.LU, self.pivots = torch.linalg.lu_factor(M)
         swaps = (self.pivots != torch.arange(1, len(M) + 1, device=M.device)).sum()
-        if ((self.LU.diagonal() < 0).sum() + swaps) % 2:
-            raise torch.linalg.LinAlgError("I + S̃Ĝ has a negative determinant: a covariance of effects is indefinite.")
+        odd = ((self.LU.diagonal() < 0).sum() + swaps) % 2 == 1  # a negative determinant
+        if bool(torch.stack([odd, *(is_indefinite(own) for own in G)]).any()):
+            raise torch.linalg.LinAlgError("The matrix of the rest is not positive definite.")
         self.logdet = self.LU.diagonal().abs().log().sum()
 
     def solve(self, rhs: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ long vectors, which is several times as fast as a batch of 2 × 2 matrix product
 import torch
 from torch import Tensor
 
+SLACK = 1e-7  # of the largest eigenvalue, down to which a negative one is rounding; `check_kernel` lets 1e-8 pass
+
 
 def multiply(A: Tensor, B: Tensor) -> Tensor:
     """A_l B_l, shapes (a, b, L) and (b, c, L); an L of 1 stands for all levels."""
@@ -35,16 +37,22 @@ def identity(s: int, like: Tensor) -> Tensor:
 def eliminate(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""For blocks A ⪰ 0 and covariances S ⪰ 0, singular ones too: what is left of a level that is eliminated.
 
+    An S that is indefinite by more than rounding is no covariance. With s ≤ 2 what follows from it is NaN, so that no
+    number has to be read here.
+
     Args:
         A: Shape (s, s, L).
         S: Shape (s, s, L), or (s, s, 1) for one that all levels share.
 
     Returns:
         (K, N, Σ log|D|) with K = S (I + A S)⁻¹, N = (I + A S)⁻¹, both of shape (s, s, L), and D = I + Λ'AΛ, S = ΛΛ'.
+
+    Raises:
+        torch.linalg.LinAlgError: With s > 2, for an S that is indefinite or not finite.
     """
     s = len(A)
     if s == 1:
-        D = 1.0 + A * S
+        D = 1.0 + A * torch.where(S >= 0.0, S, torch.nan)
         N = 1.0 / D
         return S * N, N, D.log().sum()
     if s == 2:
@@ -59,6 +67,9 @@ def _eliminate_two(A: Tensor, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     AS, signs = multiply(A, S), 2.0 * identity(2, A) - 1.0
     det_A, det_S = (torch.addcmul(M[0, 0] * M[1, 1], M[0, 1], M[1, 0], value=-1.0) for M in (A, S))
     det_D = torch.addcmul(AS[0, 0] + AS[1, 1], det_A, det_S).add_(1.0)
+    trace = S[0, 0] + S[1, 1]
+    least = torch.minimum(trace, torch.addcmul(det_S, trace, trace, value=_slack(S)))
+    det_D = torch.where(least >= 0.0, det_D, torch.nan)
     scale = det_D.reciprocal()
     N = torch.addcmul(identity(2, A), _turned(AS), signs).mul_(scale)
     return torch.addcmul(S, _turned(A), signs * det_S).mul_(scale), N, det_D.log().sum()
@@ -70,9 +81,25 @@ def _turned(M: Tensor) -> Tensor:
 
 
 def square_root(S: Tensor) -> Tensor:
-    """The symmetric Λ with ΛΛ = S, S positive semi-definite up to rounding."""
+    """The symmetric Λ with ΛΛ = S, S positive semi-definite up to rounding; NaN for one that is not."""
     values, vectors = torch.linalg.eigh(_first(S))
-    return _last((vectors * values.clamp(min=0.0).sqrt()[..., None, :]) @ vectors.mT)
+    is_covariance = values[:, :1] >= -_slack(S) * values[:, -1:]
+    roots = torch.where(is_covariance, values.clamp(min=0.0), torch.nan).sqrt()
+    return _last((vectors * roots[:, None]) @ vectors.mT)
+
+
+def is_indefinite(G: Tensor) -> Tensor:
+    """Whether a symmetric G, shape (q, q), or its diagonal, shape (q,), has an eigenvalue below those of rounding."""
+    if G.ndim == 1:
+        return ~(G >= 0.0).all()
+    shifted = G.clone()
+    diagonal = shifted.diagonal()
+    diagonal.add_(_slack(G) * diagonal.max() + torch.finfo(G.dtype).tiny)  # the latter for a G of zeros
+    return torch.linalg.cholesky_ex(shifted).info != 0
+
+
+def _slack(like: Tensor) -> float:
+    return max(SLACK, 16.0 * torch.finfo(like.dtype).eps)
 
 
 def invert(M: Tensor) -> tuple[Tensor, Tensor]:
