@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -32,3 +34,21 @@ def test_a_problem_says_how_many_threads_pay(n, threads):
     y = torch.linspace(0.0, 1.0, n, dtype=torch.float64)
     with DenseSolver().prepare(ScalarMatrix(n), y).threads():
         assert torch.get_num_threads() == threads
+
+
+def test_blocks_within_blocks_and_in_other_threads():
+    with one_thread():
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+        with ThreadPoolExecutor(2) as others:
+            found = [*others.map(within, range(4))]
+    assert found == [(1, 2)] * 4
+    assert torch.get_num_threads() == 2
+
+
+def within(_: int) -> tuple[int, int]:
+    """Threads in a block and after it, of a thread of Python that began during the block of another one."""
+    with one_thread():
+        inside = torch.get_num_threads()
+    return inside, torch.get_num_threads()
