@@ -1,5 +1,6 @@
 """A variance times a known matrix: a pedigree's A, a genomic G, any kernel."""
 
+import math
 from typing import Any
 
 import torch
@@ -59,16 +60,19 @@ def check_kernel(K: Tensor, name: str = "K") -> Tensor:
     """
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) == 0:
         raise ValueError(f"The kernel {name} must be square and not empty, got shape {tuple(K.shape)}.")
-    if not bool(torch.isfinite(K).all()):
+    largest = torch.stack(torch.aminmax(K)).abs().max().item()  # NaN where any element is
+    if not math.isfinite(largest):
         raise ValueError(f"The kernel {name} holds missing or infinite values.")
-    tolerance = 1e-8 * K.abs().max().item()
-    asymmetry = (K - K.mT).abs().max().item()
+    tolerance, given = 1e-8 * largest, K
+    K = (K + K.mT).mul_(0.5)
+    asymmetry = 2.0 * torch.stack(torch.aminmax(given - K)).abs().max().item()
     if asymmetry > tolerance:
         raise ValueError(f"The kernel {name} must be symmetric; K and its transpose differ by up to {asymmetry:.3g}.")
-    K = 0.5 * (K + K.mT)
-    shifted = K.clone()
-    shifted.diagonal().add_(tolerance)
-    if torch.linalg.cholesky_ex(shifted).info:
+    diagonal = K.diagonal().clone()
+    K.diagonal().add_(tolerance)
+    failed = bool(torch.linalg.cholesky_ex(K).info)
+    K.diagonal().copy_(diagonal)
+    if failed:
         smallest = torch.linalg.eigvalsh(K)[0].item()
         if smallest < -tolerance:
             raise ValueError(
