@@ -7,6 +7,7 @@ import platform
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,6 +64,12 @@ def write_result(result: FitResult, folder: str | Path) -> list[Path]:
         json.dumps(fit_record(result), indent=2) + "\n",
     ]
     return [write_text(folder / name, text) for name, text in zip(FILES, texts, strict=True)]
+
+
+def unused(path: Path) -> Path:
+    """The path, with the next free number behind its name where there is such a file: ``predictions_2.csv``."""
+    names = (path.with_stem(f"{path.stem}_{i}") for i in count(2))
+    return next(name for name in chain([path], names) if not name.exists())
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -77,6 +77,9 @@ def test_fit_validate_predict(tmp_path, capsys):
     assert new**2 > variance["gen/sigma^2"] > known**2
 
     assert path == folder / "predictions.csv"
+    main(["predict", "--config", ALPHA, "--ckpt_path", checkpoint, "--data.predict_table", "new.csv"])
+    assert capsys.readouterr().out.strip() == f"Predictions: {folder / 'predictions_2.csv'}"
+    assert (folder / "predictions_2.csv").read_text() == path.read_text()
 
     code, told = error(capsys, "predict", "--config", ALPHA, "--ckpt_path", checkpoint)
     assert (code, "predict_table" in told) == (1, True)

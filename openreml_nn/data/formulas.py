@@ -24,7 +24,10 @@ from openreml_nn.data.columns import is_coded, is_factor, require_columns
 ROW_BY_ROW = frozenset(  # functions that give a row a value from that row alone
     ("log", "log10", "log2", "exp", "exp10", "exp2", "C", "I", "Q", "Treatment", "Poly", "Sum", "Helmert", "Diff")
 )
-_RANDOM = "Random effects go into `random`, not into the formula."
+_RANDOM = (
+    "Random effects go into `random`: for (1 | site) write random: {site: site}, for (1 + x | site) write "
+    "random: {site: {groups: site, design: 1 + x}}."
+)
 _BACKTICKS = re.compile(r"`([^`]+)`")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -182,7 +185,9 @@ def _parse(text: str, where: str) -> Any:
     try:
         return _formula(text)
     except (FormulaicError, SyntaxError) as error:
-        hint = f". {_RANDOM}" if "|" in text else "."
+        if "|" in text:
+            raise ValueError(f"{_start(where)} {text!r} has a '|'. {_RANDOM}") from None
+        hint = "."
         if isinstance(error, SyntaxError):
             hint = ". Rename a column whose name Python reserves, such as yield: it cannot stand inside a function."
         raise ValueError(f"{_start(where)} {text!r} is not a formula: {_plain(error)}{hint}") from None
@@ -228,4 +233,4 @@ def _start(where: str) -> str:
 
 def _plain(error: Exception) -> str:
     text = _COLOURS.sub("", str(error)).replace("⧛", "").replace("⧚", "")
-    return " ".join(text.split())[:200]
+    return " ".join(text.split()).replace("insuffient", "insufficient")[:200]

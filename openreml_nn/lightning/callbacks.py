@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from openreml_nn.lightning.module import REMLModule
-from openreml_nn.report import write_result, write_text
+from openreml_nn.report import unused, write_result, write_text
 
 
 def reml_module(module: L.LightningModule, callback: Callback) -> REMLModule:
@@ -119,7 +119,9 @@ class ResultFiles(Callback):
 
 
 class PredictionFiles(Callback):
-    """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``std_error``.
+    """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``std_error``, without the residual.
+
+    Where there are predictions already, the next ones are ``predictions_2.csv``.
 
     Args:
         folder: Where to write; the Trainer's log folder when left out, on the command line the folder of the run that
@@ -142,7 +144,7 @@ class PredictionFiles(Callback):
         folder = log_folder(trainer, self.folder)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            path = write_text(folder / "predictions.csv", outputs.to_csv(index=False))
+            path = write_text(unused(folder / "predictions.csv"), outputs.to_csv(index=False))
             if self.verbose:
                 print(f"Predictions: {path}")
 

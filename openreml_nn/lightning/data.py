@@ -195,8 +195,8 @@ class MixedModelDataModule(L.LightningDataModule):
         self._read_batch()
         if self.predict_rows is None:
             raise ValueError(
-                "`MixedModelDataModule` has nothing to predict. Give it a `predict_table`, on the command line "
-                "--data.predict_table FILE."
+                "Nothing to predict. Give --data.predict_table FILE on the command line, or `predict_table` to "
+                "`MixedModelDataModule`."
             )
         return OneBatch(self.predict_rows)
 

@@ -146,8 +146,8 @@ class NetworkDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         if self.predict_rows is None:
             raise ValueError(
-                "`NetworkDataModule` has nothing to predict. Give it a `predict_table`, on the command line "
-                "--data.predict_table FILE."
+                "Nothing to predict. Give --data.predict_table FILE on the command line, or `predict_table` to "
+                "`NetworkDataModule`."
             )
         return self._in_order(self.predict_rows)
 

@@ -11,7 +11,7 @@ from openreml_nn.lightning.callbacks import log_folder
 from openreml_nn.lightning.network_batches import joined
 from openreml_nn.lightning.network_data import NetworkDataModule
 from openreml_nn.lightning.regressor import MixedModelRegressor
-from openreml_nn.report import write_result, write_text
+from openreml_nn.report import unused, write_result, write_text
 
 
 class RefitFiles(Callback):
@@ -40,6 +40,8 @@ class RefitFiles(Callback):
 class RowPredictionFiles(Callback):
     """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``sd``, that of a new observation.
 
+    Where there are predictions already, the next ones are ``predictions_2.csv``.
+
     Args:
         folder: Where to write; the Trainer's log folder when left out, on the command line the folder of the run that
             the checkpoint belongs to.
@@ -57,7 +59,7 @@ class RowPredictionFiles(Callback):
             assert data.predict_table is not None
             table = predictions(data.predict_table, trainer.predict_loop.predictions)
             folder.mkdir(parents=True, exist_ok=True)
-            path = write_text(folder / "predictions.csv", table.to_csv(index=False))
+            path = write_text(unused(folder / "predictions.csv"), table.to_csv(index=False))
             if self.verbose:
                 print(f"Predictions: {path}")
 

@@ -93,7 +93,7 @@ def test_validation_table_without_response(data):
 
 
 def test_nothing_to_predict(data, trainer):
-    with pytest.raises(ValueError, match="nothing to predict"):
+    with pytest.raises(ValueError, match="Nothing to predict"):
         trainer().predict(REMLModule(data().covariance), data())
 
 

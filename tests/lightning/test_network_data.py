@@ -96,5 +96,5 @@ def test_refused():
         NetworkDataModule("ratpup", PUPS, [])
     with pytest.raises(ValueError, match=r"`cluster` must be one of the random terms \['Litter'\], got 'Pen'"):
         NetworkDataModule("ratpup", PUPS, ["Litter"], cluster="Pen")
-    with pytest.raises(ValueError, match="nothing to predict"):
+    with pytest.raises(ValueError, match="Nothing to predict"):
         NetworkDataModule("ratpup", PUPS, ["Litter"]).predict_dataloader()
