@@ -141,9 +141,7 @@ class MixedModelProblem(Problem):
         thetas, plan = self.covariances.variances, self.plan
         if thetas is None or len(thetas.unique()) < len(thetas) or len(thetas) != len(self.names) + 1:
             return {}
-        found = variances_by_moments(
-            self.products, self.n, self.p, self.sizes_of_rest, plan.first is not None, self.by_levels
-        )
+        found = variances_by_moments(self.products, self.n, self.sizes_of_rest, self.by_levels)
         order = [plan.first_index, *plan.rest_index] if plan.first is not None else plan.rest_index
         index = thetas.tolist()
         places = [index[0], *(index[1 + i] for i in order)]

@@ -6,7 +6,8 @@ expectations that are linear in the variances: with M the projection on what X l
     E|Z_i'Me|² = Σ_j σ_j² ‖Z_i'MZ_j‖² + σ² tr Z_i'MZ_i,    E e'Me = Σ_j σ_j² tr Z_j'MZ_j + σ² (n − p),
 
 and ‖Z_i'MZ_j‖² = ‖A_ij‖² − 2 tr A_ij'B_iB_j' + tr B_i'B_iB_j'B_j with A_ij = Z_i'Z_j and B_i = Z_i'Q, Q an orthonormal
-basis of X. The estimates are not efficient, but so close that a fit from there is a step or two shorter.
+basis of X. The estimates are not efficient, but so close that a fit from there is a step or two shorter. No part of
+E e'Me is negative, which bounds them from above.
 
 Source: Rao (1971), Journal of Multivariate Analysis 1, 257-275 (MINQUE with all weight on the residual).
 """
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from openreml_nn.solvers.cross_products import CrossProducts
-from openreml_nn.solvers.ranks import Ranks
+from openreml_nn.solvers.ranks import ALONE, Ranks
+from openreml_nn.solvers.sparse import SparseMatrix
 
 LEAST = 0.01  # share of the residual variance that each variance explains at least; an estimate may be negative
 DISTINCT = 1e-8  # smallest reciprocal condition of equations that tell the variances
@@ -42,22 +44,20 @@ class Moments(NamedTuple):
     grams: Tensor
 
 
-def variances_by_moments(products: CrossProducts, n: int, p: int, sizes: list[int], first: bool, ranks: Ranks
-                         ) -> np.ndarray:  # fmt: skip
+def variances_by_moments(products: CrossProducts, n: int, sizes: list[int], ranks: Ranks = ALONE) -> np.ndarray:
     """σ², the variance of the first term if there is one, and those of the terms of the rest.
 
     Args:
         products: Cross-products of the data; each level of the first term has one effect.
         n: Number of rows.
-        p: Columns of U.
         sizes: Effects of each term of the rest.
-        first: Whether there is a first term.
         ranks: The processes of which each has levels of its own of the first term.
 
     Returns:
         Shape (number of terms + 1,), above zero; NaN where the moments do not tell them.
     """
     FF, rest_F, rest = ranks.sums(products.FF, products.rest_F, products.rest)
+    p = len(FF) - 1
     L = torch.linalg.cholesky(FF[:p, :p])
     w = torch.linalg.solve_triangular(L, FF[:p, p:], upper=False)
 
@@ -66,59 +66,85 @@ def variances_by_moments(products: CrossProducts, n: int, p: int, sizes: list[in
         B = torch.linalg.solve_triangular(L.mT, F[:, :p], upper=True, left=False)
         return B, F[:, p] - (B @ w)[:, 0]
 
-    member = torch.block_diag(*(rest_F.new_ones(size, 1) for size in sizes)) if sizes else rest_F.new_zeros(0, 0)
     B, e = outside(rest_F)
-    moments = _of_rest(products, rest, B, e, member)
-    if first:
-        moments = _with_first(products, moments, *outside(products.first_F[0].mT), B, member, ranks)
+    A = products.rest_matrix if rest is products.rest else products.layout.matrix(rest)
+    moments = _of_rest(A, products.layout.diagonal(rest), B, e, sizes)
+    if products.first.shape[2]:
+        *own, pairs = ranks.sums(*_of_first(products, *outside(products.first_F[0].mT), B))
+        moments = _bordered(Moments(*own), _by_terms(pairs, sizes), moments)
     return _solution(moments, FF[p, p] - w.square().sum(), n, n - p)
 
 
-def _of_rest(products: CrossProducts, rest: Tensor, B: Tensor, e: Tensor, member: Tensor) -> Moments:
-    """Those of the terms of the rest; ``member`` has the indicators of their effects, shape (q, m)."""
-    A = products.rest_matrix if rest is products.rest else products.layout.matrix(rest)
-    m, p = member.shape[1], B.shape[1]
-    squared = A.square() if isinstance(A, Tensor) else A.squared()
-    of_B = member[:, :, None] * B[:, None]
-    across = (A @ of_B.flatten(1)).view(len(B), m, p)
-    return Moments(
-        member.mT @ e.square(), member.mT @ products.layout.diagonal(rest), member.mT @ (squared @ member),
-        torch.einsum("qmp,qjp->mj", across, of_B), torch.einsum("qmp,qr->mpr", of_B, B),
-    )  # fmt: skip
+def _by_terms(effects: Tensor, sizes: list[int]) -> Tensor:
+    """Sums over the effects of each term, shape (…, m), for effects of shape (…, q)."""
+    if not sizes:
+        return effects
+    return torch.stack([own.sum(-1) for own in effects.split(sizes, dim=-1)], dim=-1)
 
 
-def _with_first(products: CrossProducts, rest: Moments, B: Tensor, e: Tensor, of_rest: Tensor, member: Tensor,
-                ranks: Ranks) -> Moments:  # fmt: skip
-    """Those of the first term, of which B and e are given, and after it those of the rest."""
-    a, coupling, m = products.first[0, 0], products.coupling, member.shape[1]
-    squares, mixed = a.new_zeros(m), a.new_zeros(m)
-    if m:
-        squares = member.mT @ coupling.squares()
-        mixed = member.mT @ (coupling.to_rest(B.mT[None]) * of_rest).sum(1)
-    form, trace, own_squares, own_mixed, squares, mixed, gram = ranks.sums(
-        e.square().sum(), a.sum(), a.square().sum(), (a[:, None] * B.square()).sum(), squares, mixed, B.mT @ B
-    )
+def _times_each(A: Tensor | SparseMatrix, B: Tensor, sizes: list[int]) -> list[Tensor]:
+    """A times the rows of B of each term, the others set to zero, each of the shape of B."""
+    if len(sizes) == 1:
+        return [A @ B]
+    places = [slice(end - size, end) for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True)]
+    if isinstance(A, Tensor):
+        return [A[:, own] @ B[own] for own in places]
+    products = []
+    for own in places:
+        alone = torch.zeros_like(B)
+        alone[own] = B[own]
+        products.append(A @ alone)
+    return products
+
+
+def _of_rest(A: Tensor | SparseMatrix, diagonal: Tensor, B: Tensor, e: Tensor, sizes: list[int]) -> Moments:
+    """Those of the terms of the rest."""
+    if not sizes:
+        none = e.new_zeros((0, 0))
+        return Moments(e, e, none, none, none.view(0, *2 * B.shape[1:]))
+    squared, ones = A.square() if isinstance(A, Tensor) else A.squared(), e.new_ones((len(e), 1))
+    columns = [e.square(), diagonal, *(own[:, 0] for own in _times_each(squared, ones, sizes))]
+    columns += [(own * B).sum(1) for own in _times_each(A, B, sizes)]
+    forms, traces, *pairs = _by_terms(torch.stack(columns), sizes)
+    squares, mixed = torch.stack(pairs).chunk(2)
+    return Moments(forms, traces, squares, mixed, torch.stack([own.mT @ own for own in B.split(sizes)]))
+
+
+def _of_first(products: CrossProducts, B: Tensor, e: Tensor, of_rest: Tensor) -> list[Tensor]:
+    """Those of the first term, given its B and e, and ‖·‖² and tr with each effect of the rest, shape (2, q)."""
+    a, coupling = products.first[0, 0], products.coupling
+    pair = e.new_zeros((2, 0))
+    if len(of_rest):
+        pair = torch.stack([coupling.squares(), (coupling.to_rest(B.mT[None]) * of_rest).sum(1)])
+    mixed = (a[:, None] * B.square()).sum()
+    of_pairs = [value.view(1, 1) for value in (a.square().sum(), mixed)]
+    return [e.square().sum()[None], a.sum()[None], *of_pairs, (B.mT @ B)[None], pair]
+
+
+def _bordered(first: Moments, pairs: Tensor, rest: Moments) -> Moments:
+    """Those of the first term and of the rest together; ``pairs``, shape (2, m), are squares and mixed of the one with
+    the others."""
 
     def bordered(corner: Tensor, side: Tensor, inner: Tensor) -> Tensor:
-        top = torch.cat([corner.view(1, 1), side[None]], dim=1)
-        return torch.cat([top, torch.cat([side[:, None], inner], dim=1)])
+        return torch.cat([torch.cat([corner, side[None]], dim=1), torch.cat([side[:, None], inner], dim=1)])
 
     return Moments(
-        torch.cat([form[None], rest.forms]), torch.cat([trace[None], rest.traces]),
-        bordered(own_squares, squares, rest.squares), bordered(own_mixed, mixed, rest.mixed),
-        torch.cat([gram[None], rest.grams]),
+        torch.cat([first.forms, rest.forms]), torch.cat([first.traces, rest.traces]),
+        bordered(first.squares, pairs[0], rest.squares), bordered(first.mixed, pairs[1], rest.mixed),
+        torch.cat([first.grams, rest.grams]),
     )  # fmt: skip
 
 
 def _solution(moments: Moments, residual: Tensor, n: int, degrees: int) -> np.ndarray:
-    """The variances, from e'Me and its degrees of freedom too."""
-    left = moments.squares - 2.0 * moments.mixed + torch.einsum("ipr,jpr->ij", moments.grams, moments.grams)
-    side = moments.traces - moments.grams.diagonal(dim1=1, dim2=2).sum(1)
-    table = torch.cat([left, side[:, None], moments.forms[:, None], moments.traces[:, None]], dim=1).cpu().numpy()
-    m = len(table)
+    """The variances, from e'Me and its degrees of freedom too; all numbers are read at once."""
+    m, grams = len(moments.traces), moments.grams
+    left = moments.squares - 2.0 * moments.mixed + grams.flatten(1) @ grams.flatten(1).mT
+    outside = moments.traces - grams.diagonal(dim1=1, dim2=2).sum(1)
+    parts = [left.flatten(), outside, moments.forms, moments.traces, residual.view(1)]
+    squares, side, forms, traces, (whole,) = np.split(torch.cat(parts).cpu().numpy(), np.cumsum([m * m, m, m, m]))
     C = np.empty((m + 1, m + 1))
-    C[0, 0], C[0, 1:], C[1:, 0], C[1:, 1:] = degrees, table[:, m], table[:, m], table[:, :m]
-    forms, sizes = np.append(float(residual), table[:, m + 1]), np.append(n, table[:, m + 2]) / n
+    C[0, 0], C[0, 1:], C[1:, 0], C[1:, 1:] = degrees, side, side, squares.reshape(m, m)
+    forms, shares = np.append(whole, forms), np.append(n, traces) / n
     if not (np.isfinite(C).all() and (C.diagonal() > 0).all()):
         return np.full(m + 1, np.nan)
     unit = np.sqrt(C.diagonal())
@@ -126,4 +152,4 @@ def _solution(moments: Moments, residual: Tensor, n: int, degrees: int) -> np.nd
     if values[0] < DISTINCT * values[-1]:
         return np.full(m + 1, np.nan)
     found = vectors @ ((forms / unit) @ vectors / values) / unit
-    return np.maximum(found, LEAST * forms[0] / degrees / sizes)
+    return np.minimum(np.maximum(found, LEAST * whole / degrees / shares), whole / C[0])

@@ -276,6 +276,7 @@ class SpectralEvaluation(Evaluation):
         Fz = (fixed.e - fixed.U @ self.gamma).detach()[:, None]
         return self._rows(self.Hc[:, None], self.problem.form.rows.rest(Fz))[:, 0]
 
+    @torch.no_grad()
     def solve(self, rhs: Tensor) -> Tensor:
         return self._rows(self.H(self.problem.into(rhs)), self.problem.form.rows.rest(rhs))
 
@@ -283,11 +284,13 @@ class SpectralEvaluation(Evaluation):
         """U'V⁻¹v on the host from F'v, there too, and v⊥, shape (p, m)."""
         return self.of_span * self.HC_U.mT @ c + self.of_rest * (self.problem.U_left.mT @ left).cpu()
 
+    @torch.no_grad()
     def project(self, rhs: Tensor) -> Tensor:
         c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
         d = torch.from_numpy(self.M_inverse) @ self._UtVi(c, left)
         return self._rows(self.H(c) - self.HC_U @ d, left - self.problem.U_left @ d.to(left))
 
+    @torch.no_grad()
     def inner_diagonal(self, rhs: Tensor) -> Tensor:
         c, left = self.problem.into(rhs), self.problem.form.rows.rest(rhs)
         fitted = torch.linalg.solve_triangular(torch.from_numpy(self.L), self._UtVi(c, left), upper=False)
