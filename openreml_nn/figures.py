@@ -50,7 +50,7 @@ def term_covariances(result: FitResult, most: int = 200) -> Iterator[TermCovaria
         if not isinstance(operand, CovariancePropagation):
             continue
         G, params, q = operand.G, operand.split(own)[1], operand.G.shape[0]
-        effects, levels = ["(Intercept)"], [str(i) for i in range(q)]
+        effects, levels = ["Intercept"], [str(i) for i in range(q)]
         if isinstance(operand.Z, IncidenceMatrix):
             effects, levels = operand.Z.effects, operand.Z.levels
         with torch.no_grad():

@@ -236,7 +236,7 @@ def column_names(problem: Problem, X: Tensor | None, x_names: Sequence[str] | No
     """Names of the columns of X; ``x0``, ``x1``, … where none are given."""
     count = 1 if X is None else X.shape[1]
     if x_names is None:
-        return ["(Intercept)"] if X is None else [f"x{i}" for i in range(count)]
+        return ["Intercept"] if X is None else [f"x{i}" for i in range(count)]
     if len(x_names) != count:
         raise ValueError(f"`x_names` needs {count} names, got {len(x_names)}.")
     return list(x_names)

@@ -79,7 +79,7 @@ def _shares(evaluation: Evaluation) -> list[float]:
 
 def _blups(evaluation: Evaluation, term: RandomTerm) -> pd.DataFrame:
     """Predictions of the levels that this process has."""
-    effects, levels = ["(Intercept)"], [str(i) for i in range(term.G.shape[0])]
+    effects, levels = ["Intercept"], [str(i) for i in range(term.G.shape[0])]
     if isinstance(term.Z, IncidenceMatrix):
         effects, levels = term.Z.effects, term.Z.levels
     return pd.DataFrame(

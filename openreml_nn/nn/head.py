@@ -252,7 +252,7 @@ class MixedModelHead(KeepsDtype):
         r, X = self._all_rows(output, y)
         V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
         solver = groups.choice.solver if isinstance(groups, Rows) else self.solver
-        names = ["(Intercept)", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
+        names = ["Intercept", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
         given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options
         result = fit(V, r, X, **given)
         self.posterior = condition(V, r, X, self.factors.average_levels(), variances)

@@ -43,7 +43,7 @@ class DummyMatrix(IncidenceMatrix):
         codes, labels = _codes_of_combination([_codes_of(f, full) for f in factors], full)
         if levels is not None:
             codes, labels = _recode(codes, labels, [str(level) for level in levels], unknown)
-        super().__init__(torch.from_numpy(codes), labels, None, ["(Intercept)"])
+        super().__init__(torch.from_numpy(codes), labels, None, ["Intercept"])
 
 
 def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:

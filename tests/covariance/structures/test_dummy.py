@@ -118,7 +118,7 @@ def test_a_million_rows_stay_codes() -> None:
 def test_no_parameters_and_a_short_text() -> None:
     mat = DummyMatrix(range(10))
     assert mat.param_names == []
-    assert repr(mat) == "DummyMatrix(shape=(10, 10), levels=Levels(10: 0, 1, 2, 3, …), effects=['(Intercept)'])"
+    assert repr(mat) == "DummyMatrix(shape=(10, 10), levels=Levels(10: 0, 1, 2, 3, …), effects=['Intercept'])"
 
 
 def test_integer_factor_with_a_variance() -> None:
