@@ -331,7 +331,7 @@ class AverageInformation(torch.optim.Optimizer):
         return [(p._version, p.data_ptr()) for p in self._moved()]
 
     def _was_moved(self, theta: np.ndarray) -> bool:
-        """Whether the parameters are not at ``theta``, where the last step left them; a GPU is asked only."""
+        """Whether the parameters are not at ``theta``, where the last step left them. A GPU is seldom asked."""
         moved = self._moved()
         if self._left == self._marks() and not all(p.is_cpu for p in moved):
             return False
