@@ -1,4 +1,4 @@
-"""Derivatives along the free parameters, which all solvers share."""
+"""What all solvers share: derivatives along the free parameters, and where an evaluation fails."""
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from openreml_nn.covariance import (
     Sum,
     UnstructuredMatrix,
 )
-from openreml_nn.solvers.base import FEW_DIRECTIONS, along_free
+from openreml_nn.solvers import DenseSolver
+from openreml_nn.solvers.base import FEW_DIRECTIONS, along_free, where_it_fails
 
 K = torch.eye(4) + 0.5
 MODELS: dict[str, Matrix] = {
@@ -51,3 +52,10 @@ def test_no_free_parameter() -> None:
     V = ScalarMatrix(3)
     V.set_no_grad([0])
     assert along_free(V, V.theta, V.diagonal).shape == (3, 0)
+
+
+def test_where_it_fails_is_on_the_natural_scale() -> None:
+    V = Sum(a=AR1Matrix(6), residual=ScalarMatrix(6, start=4.0))
+    problem = DenseSolver().prepare(V, torch.arange(6.0).double().square())
+    theta = V.theta.detach().requires_grad_()
+    assert where_it_fails(problem, theta) == "a/sigma^2 = 1, a/rho = 0, residual/sigma^2 = 4"

@@ -11,6 +11,7 @@ from openreml_nn.covariance import (
     DiagonalPropagation,
     DummyMatrix,
     IdentityMatrix,
+    KhatriRaoMatrix,
     KroneckerProduct,
     Matrix,
     ScalarMatrix,
@@ -45,7 +46,7 @@ def covariance(codes: list[Tensor], weighted: bool) -> Sum:
     return Sum(terms | {"residual": residual})
 
 
-def by_hand(V: Sum, y: Tensor) -> np.ndarray:
+def by_hand(V: Sum, y: Tensor, X: Tensor = X) -> np.ndarray:
     """Solve E y'MV_iMy = Σ_j σ_j² tr MV_iMV_j with M the projection in the metric of R₀⁻¹."""
     one = torch.zeros(V.num_params, dtype=torch.float64)
     parts = [V.operand(name).build(one[:1]) for name in V.operand_names]
@@ -114,3 +115,44 @@ def test_fits_are_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     shorter = steps()
     monkeypatch.setattr(MixedModelProblem, "moment_variances", lambda self: {})
     assert shorter < steps()
+
+
+@pytest.mark.parametrize("first", ["levels", "a dense design"])
+@pytest.mark.parametrize("p", [0, 2])
+@pytest.mark.parametrize("chained", [False, True])
+def test_slopes_and_rows_of_no_level(first: str, p: int, chained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of no level in the largest term, slopes in another; or no term that is eliminated; X without columns."""
+    if chained:
+        monkeypatch.setattr(orders, "CALL", 0)
+    known = np.where(np.arange(N) % 3 == 0, "none", GENOTYPE.numpy().astype(str))
+    Z = DummyMatrix(known, levels=[str(i) for i in range(60)], unknown="zero")
+    slopes = KhatriRaoMatrix(X[:, 1:], DummyMatrix(BLOCK))
+    W = torch.randn(N, 4, generator=generator, dtype=torch.float64)
+    b = torch.randn(60, generator=generator, dtype=torch.float64)
+    y = b[GENOTYPE] + X[:, 1] * b[BLOCK] + torch.randn(N, generator=generator, dtype=torch.float64) + 0.5 * W.sum(1)
+    terms: dict[str, Matrix] = {"dense": CovariancePropagation(W, ScalarMatrix(4))}
+    if first == "levels":
+        terms = {"some": CovariancePropagation(Z, ScalarMatrix(60)),
+                 "slopes": CovariancePropagation(slopes, ScalarMatrix(slopes.num_levels))}  # fmt: skip
+    V = Sum(terms | {"residual": DiagonalPropagation(WEIGHT.rsqrt()[:, None], ScalarMatrix(1))})
+    found = MixedModelEquationsSolver().prepare(V, y, X[:, :p]).moment_variances()
+    expected = by_hand(V, y, X[:, :p])
+    assert (expected > 0.02).all()
+    np.testing.assert_allclose([found[i] for i in range(len(expected))], expected, rtol=1e-9)
+
+
+def test_no_variance_explains_more_than_all() -> None:
+    """Weights over ten decades, where moments say little."""
+    weight = 10.0 ** (10.0 * torch.rand(N, generator=generator, dtype=torch.float64) - 5.0)
+    y = response([GENOTYPE]) + weight.rsqrt() * torch.randn(N, generator=generator, dtype=torch.float64)
+    Z = DummyMatrix(GENOTYPE)
+    V = Sum(
+        term0=CovariancePropagation(Z, ScalarMatrix(Z.num_levels)),
+        residual=DiagonalPropagation(weight.rsqrt()[:, None], ScalarMatrix(1)),
+    )
+    problem = MixedModelEquationsSolver().prepare(V, y, X)
+    U, e = problem.fixed.U, problem.fixed.e
+    U, e = weight.sqrt()[:, None] * U, weight.sqrt() * e
+    left = e - U @ torch.linalg.lstsq(U, e[:, None]).solution[:, 0]
+    most = float(left.square().sum()) / (N - 2)
+    assert 0.0 < problem.moment_variances()[1] <= most * (1.0 + 1e-9)
