@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
-from openreml_nn.optim.curvature import among, condition, confounded, embedded, newton_decrement, norm
+from openreml_nn.optim.curvature import among, condition, confounded, embedded, newton_decrement, norm, null_directions
 from openreml_nn.optim.geometry import Geometry
 from openreml_nn.optim.host import to_host
 from openreml_nn.optim.progress import Progress
 from openreml_nn.optim.secant import predicts_better, updated
-from openreml_nn.optim.triangular import left_out
+from openreml_nn.optim.triangular import left_out, turns_only
 from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
@@ -282,7 +282,11 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _end(self, s: dict[str, Any], reason: str) -> None:
         free = s["held"] == 0
-        unclear = confounded(among(s["information"], free))
+        H = among(s["information"], free)
+        unclear = confounded(H)
+        which = np.flatnonzero(free)[unclear]
+        if turns_only(s["cells"][:, which], s["theta"][which], null_directions(H)[unclear]):
+            unclear = unclear[:0]
         names, (below, above) = np.array(s["names"]), s["finite"]
         runs_off = ((s["held"] < 0) & ~below) | ((s["held"] > 0) & ~above)
         if len(unclear) and (np.abs(self._place(s).moved[free][unclear]) > FAR).all():

@@ -22,12 +22,24 @@ def newton_decrement(H: np.ndarray, g: np.ndarray) -> float:
 
 def confounded(H: np.ndarray) -> np.ndarray:
     """Indices of the parameters in the null space of H, none where H is regular."""
+    flat = (H.diagonal() <= 0) | (np.abs(_null_space(H)) > 0.1).any(axis=1)
+    return np.flatnonzero(flat)
+
+
+def null_directions(H: np.ndarray) -> np.ndarray:
+    """Directions along which H is flat, a basis of its null space in the units of its rows, shape (k, m)."""
     d = H.diagonal()
-    if len(d) < 2 or (d <= 0).any():
-        return np.flatnonzero(d <= 0)
+    return _null_space(H) / np.sqrt(np.where(d > 0, d, 1.0))[:, None]
+
+
+def _null_space(H: np.ndarray) -> np.ndarray:
+    """A basis of the null space of H with a diagonal of ones; unit vectors of rows whose diagonal is not above 0."""
+    d = H.diagonal()
+    if (d <= 0).any():
+        return np.eye(len(d))[:, d <= 0]
     r = 1.0 / np.sqrt(d)
     values, vectors = np.linalg.eigh(H * np.outer(r, r))
-    return np.flatnonzero((np.abs(vectors[:, values <= DISTINCT]) > 0.1).any(axis=1))
+    return vectors[:, values <= DISTINCT]
 
 
 def embedded(values: np.ndarray, where: np.ndarray) -> np.ndarray:

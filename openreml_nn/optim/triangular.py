@@ -8,6 +8,7 @@ steps without it overshoot there again and again.
 
 import numpy as np
 
+STILL = 0.02  # relative change of a covariance along a direction in which its factor only turns
 TINY = 1e-150  # a diagonal entry as good as zero; its square is still a number
 
 
@@ -34,6 +35,33 @@ def left_out(cells: np.ndarray, theta: np.ndarray, score: np.ndarray, held: np.n
         falls = 2.0 * (vectors * np.maximum(-values, 0.0)) @ vectors.T
         missing[np.ix_(index, index)] = np.where(a[:, None] == a, falls[np.ix_(i, i)], 0.0) * np.outer(units, units)
     return missing
+
+
+def turns_only(cells: np.ndarray, theta: np.ndarray, directions: np.ndarray) -> bool:
+    """Whether parameters move along directions without changing the covariances L L' that they are entries of.
+
+    Where L_cc is next to nothing the columns of L from c on can be turned into one another; so a singular information
+    does not mean that the data leave anything open.
+
+    Args:
+        cells: Factor, row and column of each parameter, shape (3, k); −1 where it is no entry of a whole factor.
+        theta: Raw parameters, shape (k,).
+        directions: Shape (k, m).
+    """
+    factor, row, column = cells
+    if (factor < 0).any() or not directions.shape[1]:
+        return False
+    for f in np.unique(factor):
+        index = np.flatnonzero(factor == f)
+        i, a = row[index], column[index]
+        entries = np.where(i == a, np.exp(theta[index]), theta[index])
+        for d in directions[index].T:
+            L, dL = np.zeros((2, int(i.max()) + 1, int(i.max()) + 1))
+            L[i, a], dL[i, a] = entries, np.where(i == a, entries, 1.0) * d
+            change = dL @ L.T
+            if np.linalg.norm(change + change.T) > STILL * np.linalg.norm(L) * np.linalg.norm(dL):
+                return False
+    return True
 
 
 def _slope(i: np.ndarray, a: np.ndarray, entries: np.ndarray, score: np.ndarray) -> np.ndarray:

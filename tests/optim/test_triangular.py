@@ -8,7 +8,7 @@ from torch import Tensor
 from openreml_nn import fit
 from openreml_nn.covariance import IdentityMatrix, KnownMatrix, KroneckerProduct, ScalarMatrix, Sum, UnstructuredMatrix
 from openreml_nn.optim import Geometry
-from openreml_nn.optim.triangular import left_out
+from openreml_nn.optim.triangular import left_out, turns_only
 
 T, K = 3, 6
 V = Sum(residual=ScalarMatrix(T), g=UnstructuredMatrix(T))
@@ -75,3 +75,18 @@ def test_a_singular_covariance_between_traits_takes_few_steps() -> None:
     assert sum(step.trials for step in result.history) <= 16
     dense = fit(V, y, X, solver="dense", start=torch.zeros(V.num_params, dtype=torch.float64))
     assert result.loglik == pytest.approx(dense.loglik, abs=1e-8)
+
+
+def test_turns_only() -> None:
+    """With L_22 next to nothing the second and third column turn into one another; another direction moves L L'."""
+    cells = np.array([[0] * 6, [0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2]])
+    theta = np.array([0.1, 0.4, -12.0, 0.5, 0.8, -0.5])
+    third = np.exp(theta[5])
+    turn = np.array([[0.0, 0.0, 0.0, 0.0, third, -theta[4] / third]]).T
+    assert turns_only(cells, theta, turn)
+    assert not turns_only(cells, theta, np.eye(6)[:, 4:5])
+    assert not turns_only(cells, theta, np.hstack([turn, np.eye(6)[:, :1]]))
+    theta[2] = 0.2
+    assert not turns_only(cells, theta, turn)
+    assert not turns_only(np.full((3, 6), -1), theta, turn)
+    assert not turns_only(cells, theta, turn[:, :0])
