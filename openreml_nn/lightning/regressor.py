@@ -48,11 +48,12 @@ class MixedModelRegressor(L.LightningModule):
         optimizer: Makes an optimizer of parameters; Adam by default.
         scheduler: Makes a scheduler of the learning rate, for a step after each epoch; ``ReduceLROnPlateau`` watches
             ``val/mse``.
-        start: Where the head starts: ``"data"``: thetas from the variance of y over the training rows, a share for each
-            term, and its offset at their mean; ``"current"``: where it is; ``"auto"``: from the data if all thetas are
-            at their raw default 0.
+        start: Where the thetas start: ``"data"``: from the variance of y over the training rows, a share for each term;
+            ``"current"``: where they are; ``"auto"``: from the data if all are at their raw default 0. An offset of
+            the head that is 0 becomes the mean of y, unless ``"current"``.
         head_lr: Learning rate of the thetas; that of the network when left out. Thetas are logarithms of standard
-            deviations or of their like, and have no weight decay, which would draw variances to 1.
+            deviations or of their like, and have no weight decay, which would draw variances to 1. The weights of a
+            kernel's network (`NeuralMatrix`) are trained as those of the network.
         refit: Fit the variance parameters by REML at the end, the network being fixed.
         variances: Keep what variances of predictions need (see ``MixedModelHead.condition``).
         rows: Rows at once where the network is evaluated on all rows.
@@ -114,7 +115,7 @@ class MixedModelRegressor(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
         if self.head_lr is not None or optimizer.defaults.get("weight_decay"):
-            thetas = list(self.head.parameters())
+            thetas = self.head.thetas
             others = [p for p in self.parameters() if all(p is not theta for theta in thetas)]
             own = {"weight_decay": 0.0} | ({} if self.head_lr is None else {"lr": self.head_lr})
             optimizer = self.make_optimizer([{"params": others}, {"params": thetas} | own])
@@ -137,12 +138,22 @@ class MixedModelRegressor(L.LightningModule):
                 f"taken as if it were all rows, slowly. Give `DataLoader([(x, y, groups)], batch_size=None)`, or take "
                 f"a head of mode 'batch'."
             )
-        untouched = not any(bool(p.any()) for p in self.head.parameters())
-        if self.trainer.global_step == 0 and (self.start == "data" or (self.start == "auto" and untouched)):
+        if self.trainer.global_step == 0 and self.start != "current":
+            self._start_from_data()
+
+    def _start_from_data(self) -> None:
+        thetas = self.start == "data" or not any(bool(p.any()) for p in self.head.thetas)
+        offset = self.head.mode != "features" and not self.head.offset
+        if thetas or offset:
             _, y, groups = self._whole(self.trainer.train_dataloader, evaluate=False)  # type: ignore[arg-type]
-            self.head.start(y, groups)
-            if self.head.mode != "features":
+            if thetas:
+                self.head.start(y, groups)
+            if offset:
                 self.head.offset.copy_(y.to(torch.float64).mean())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Drop random effects of a validation: the thetas move, and DDP would send them before each step."""
+        self.head.posterior = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y, groups = parts_of(batch)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.covariance.holder import registered_name
@@ -73,11 +73,10 @@ class Factors(KeepsDtype):
             BatchTerm(own, *own.entry(given[name], rows, name, unknown=unknown)) for name, own in self.effects.items()
         ]
 
-    def theta_with(self, residual: Matrix) -> Tensor:
-        """Raw thetas of all factors and of the residual, in the order of V, without history."""
+    def thetas_with(self, residual: Matrix) -> list[nn.Parameter]:
+        """The raw thetas of all factors and of the residual, each once, in the order of V; no weights of a kernel."""
         matrices = [*(own.G for own in self.effects.values()), residual]
-        unique = {id(p): p.detach() for matrix in matrices for p in matrix.theta_parameters()}
-        return torch.cat(list(unique.values()))
+        return list({id(p): p for matrix in matrices for p in matrix.theta_parameters()}.values())
 
     def average_levels(self) -> list[Tensor]:
         """Covariance of the effects of a level outside the vocabulary of each factor, shape (s, s), in float64."""

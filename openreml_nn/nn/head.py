@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.fit import fit
@@ -106,6 +106,11 @@ class MixedModelHead(KeepsDtype):
         """The random effects by name."""
         return self.factors.effects
 
+    @property
+    def thetas(self) -> list[nn.Parameter]:
+        """The raw thetas of all terms, each once; the weights of a kernel's network are not among them."""
+        return self.factors.thetas_with(self.residual)
+
     def variance(self) -> dict[str, float]:
         """Variance parameters on their natural scale by name: ``subject/sigma^2``, ``residual/sigma^2``."""
         found: dict[str, float] = {}
@@ -196,7 +201,7 @@ class MixedModelHead(KeepsDtype):
         """
         r, X = self._all_rows(output, y)
         V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
-        self.posterior = condition(V, r, X, self.factors.average_levels(), variances)
+        self.posterior = self._given(V, r, X, variances)
 
     def predict(
         self, output: Tensor, groups: Groups, of: str = "observation", variances: bool = True
@@ -217,15 +222,18 @@ class MixedModelHead(KeepsDtype):
             (mean, variance), float64, each of shape (m,). The network and the thetas are taken as known.
 
         Raises:
-            ValueError: The head was not conditioned, or its thetas have moved since.
+            ValueError: The head was not conditioned, or its parameters or its offset have changed since.
         """
         if of not in ("observation", "mean"):
             raise ValueError(f"`predict` gives the variance of an 'observation' or a 'mean', got {of!r}.")
         known = self.posterior
         if known is None:
             raise ValueError("`predict` needs the training rows: call `condition` or `refit` first.")
-        if not torch.equal(known.theta, self.factors.theta_with(self.residual)):
-            raise ValueError("The thetas have moved since `condition`: call it again.")
+        if not torch.equal(known.made_at, self._parameters_and_offset()):
+            raise ValueError(
+                "The thetas, other parameters of the covariances, or the offset have moved since `condition`: call it "
+                "again."
+            )
         with torch.no_grad():
             f, X = self._split(output)
             terms = self.factors.terms(groups, len(f), unknown=True)
@@ -255,21 +263,32 @@ class MixedModelHead(KeepsDtype):
         names = ["Intercept", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
         given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options
         result = fit(V, r, X, **given)
-        self.posterior = condition(V, r, X, self.factors.average_levels(), variances)
+        self.posterior = self._given(V, r, X, variances)
         return result
 
     # ---- moving and saving -------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Make room for what a conditioned head has saved, whose sizes are those of its data."""
+        """Make room for what a conditioned head has saved, whose sizes are those of its data.
+
+        A state of a head without it takes the present one away; a state without a head leaves it.
+        """
         at = f"{prefix}posterior."
         saved = {name: state_dict[at + name] for name in Posterior.BUFFERS if at + name in state_dict}
         device = self.residual.theta.device
         room = {name: torch.empty_like(value, device=device) for name, value in saved.items()}
-        self.posterior = Posterior(**room) if len(room) == len(Posterior.BUFFERS) else None
+        if len(room) == len(Posterior.BUFFERS):
+            self.posterior = Posterior(**room)
+        elif f"{prefix}offset" in state_dict:
+            self.posterior = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _parameters_and_offset(self) -> Tensor:
+        """All that the random effects are predicted at, flat, float64."""
+        with torch.no_grad():
+            return torch.cat([part.to(torch.float64).flatten() for part in (*self.parameters(), self.offset)])
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and X of an output: with features f is 0, without X has no columns; float64."""
@@ -287,6 +306,9 @@ class MixedModelHead(KeepsDtype):
         f, X = self._split(output)
         require_pair(f, y)
         return y.reshape(-1) - f, X
+
+    def _given(self, V: Matrix, r: Tensor, X: Tensor, variances: bool) -> Posterior:
+        return condition(V, r, X, self.factors.average_levels(), self._parameters_and_offset(), variances)
 
     def _all_rows(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """y − f and X without history, both finite."""

@@ -27,16 +27,17 @@ AT_ONCE = 2**22  # elements of a matrix of rows by effects that is made for thei
 class Posterior(nn.Module):
     """Effects given the data; all of it is buffers, by `BUFFERS`.
 
-    ``theta`` are the thetas it was made at, ``sigma2`` σ²; ``effects`` all û, term after term; ``prior`` the covariance
-    of the effects of a new level, term after term, flat; ``beta``, ``beta_cov``, ``kept`` and ``carried`` (H) are of
-    the fixed effects; ``first`` says which term is eliminated level by level (−1: none), ``blocks`` are the K_l,
-    ``start``, ``column`` and ``value`` the entries of the C_l, level after level, and ``rest`` is Φ.
+    ``made_at`` are the parameters and the offset of the head it was made at, ``sigma2`` is σ²; ``effects`` are all û,
+    term after term; ``prior`` is the covariance of the effects of a new level, term after term, flat; ``beta``,
+    ``beta_cov``, ``kept`` and ``carried`` (H) are of the fixed effects; ``first`` says which term is eliminated level
+    by level (−1: none), ``blocks`` are the K_l, ``start``, ``column`` and ``value`` the entries of the C_l, level after
+    level, and ``rest`` is Φ.
     """
 
-    BUFFERS = ("theta", "sigma2", "effects", "prior", "beta", "beta_cov", "kept", "carried", "first", "blocks", "start",
-               "column", "value", "rest", "has_variances")  # fmt: skip
+    BUFFERS = ("made_at", "sigma2", "effects", "prior", "beta", "beta_cov", "kept", "carried", "first", "blocks",
+               "start", "column", "value", "rest", "has_variances")  # fmt: skip
 
-    theta: Tensor
+    made_at: Tensor
     sigma2: Tensor
     effects: Tensor
     prior: Tensor
@@ -157,7 +158,7 @@ def _entries(term: BatchTerm) -> list[tuple[Tensor, Tensor]]:
             for a in range(term.effects.num_effects)]  # fmt: skip
 
 
-def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], variances: bool) -> Posterior:
+def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], made_at: Tensor, variances: bool) -> Posterior:
     """The effects given the data, through the mixed-model equations.
 
     Args:
@@ -165,6 +166,7 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
         y: Response, shape (n,).
         X: Fixed effects, shape (n, p).
         new_levels: Covariance of the effects of a new level, one for each term, shape (s, s).
+        made_at: What the head compares with its parameters and its offset before a prediction.
         variances: Whether to keep what variances need: numbers by the square of the effects that are not eliminated.
 
     Raises:
@@ -188,7 +190,7 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], varianc
         first = problem.plan.first_index
         start, column, value = _coupling(terms, first, y) if variances else (empty, empty, empty)
         return Posterior(
-            theta=evaluation.theta.detach().clone(),
+            made_at=made_at,
             sigma2=equations.sigma2.clone(),
             effects=torch.cat([likelihood.blup(evaluation, term) for term in terms]),
             prior=torch.cat([block.reshape(-1) for block in new_levels]),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from openreml_nn import MixedModelRegressor, fit
+from openreml_nn.covariance import NeuralMatrix
 from openreml_nn.lightning.network_batches import joined
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
 
@@ -163,21 +164,30 @@ def test_precisions(trainer, precision):
     assert mean.dtype == variance.dtype == torch.float64
 
 
-def test_own_learning_rate_of_the_thetas():
-    module = regressor(optimizer=torch.optim.AdamW, head_lr=0.1)
+def kernel_head():
+    """Sites by a kernel whose features a network makes: its weights are no thetas."""
+    G = NeuralMatrix(torch.randn(4, 2), nn.Linear(2, 2), "matern32")
+    return MixedModelHead({"subject": Effects(SUBJECTS, ["intercept", "t"]), "site": Effects(4, covariance=G)})
+
+
+@pytest.mark.parametrize("make", [head, kernel_head])
+def test_own_learning_rate_of_the_thetas(make):
+    module = MixedModelRegressor(nn.Linear(3, 1), make(), optimizer=torch.optim.AdamW, head_lr=0.1)
     network, own = module.configure_optimizers().param_groups
     assert (network["lr"], network["weight_decay"]) == (1e-3, 1e-2)
     assert (own["lr"], own["weight_decay"]) == (0.1, 0.0)
-    assert len(own["params"]) == len(list(module.head.parameters()))
+    assert len(own["params"]) == sum("raw" in name for name, _ in module.head.named_parameters())
 
 
-def test_thetas_have_no_weight_decay():
-    module = regressor(optimizer=torch.optim.AdamW)
+@pytest.mark.parametrize("make", [head, kernel_head])
+def test_thetas_have_no_weight_decay(make):
+    module = MixedModelRegressor(nn.Linear(3, 1), make(), optimizer=torch.optim.AdamW)
     module.more = nn.Linear(1, 1)  # as of a user's subclass
     others, own = module.configure_optimizers().param_groups
     assert (others["weight_decay"], own["weight_decay"], own["lr"]) == (1e-2, 0.0, 1e-3)
-    assert {id(p) for p in own["params"]} == {id(p) for p in module.head.parameters()}
-    assert len(others["params"]) == 4
+    thetas = {id(p) for name, p in module.head.named_parameters() if "raw" in name}
+    assert {id(p) for p in own["params"]} == thetas
+    assert len(others["params"]) == len(list(module.parameters())) - len(thetas)
     (both,) = regressor(optimizer=torch.optim.Adam).configure_optimizers().param_groups
     assert both["weight_decay"] == 0
 
@@ -221,6 +231,36 @@ def test_thetas_start_from_the_data(trainer):
     assert module.head.residual.theta.item() == 1.0
     with pytest.raises(ValueError, match="`start` must be"):
         regressor(start="zero")
+
+
+def test_weights_of_a_kernel_are_no_start_and_an_offset_needs_none(trainer):
+    data, still = Visits(), lambda p: torch.optim.SGD(p, lr=0.0)
+    data.y += 100.0
+    module = MixedModelRegressor(nn.Linear(3, 1), kernel_head(), still, rows=64)
+    trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
+    assert module.head.variance()["residual/sigma^2"] == pytest.approx(data.y.var().item() / 3)
+    assert module.head.offset.item() == pytest.approx(data.y.mean().item())
+    for start, moves in (("auto", True), ("current", False)):
+        module = MixedModelRegressor(nn.Linear(3, 1), head(residual=0.5), still, start, rows=64)
+        trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
+        assert module.head.variance()["residual/sigma^2"] == pytest.approx(0.5)
+        assert module.head.offset.item() == pytest.approx(data.y.mean().item() if moves else 0.0)
+
+
+def test_training_has_no_random_effects_among_the_buffers(trainer):
+    """DDP sends all buffers before each step."""
+    seen = []
+
+    class Watched(MixedModelRegressor):
+        def training_step(self, batch, batch_idx):
+            seen.append(any("posterior" in name for name, _ in self.named_buffers()))
+            return super().training_step(batch, batch_idx)
+
+    data, module = Visits(), Watched(nn.Linear(3, 1), head(), rows=64)
+    run = trainer(max_epochs=2, callbacks=[], val_check_interval=2)
+    run.fit(module, loader(data), DataLoader(data, batch_size=50))
+    assert seen == [False] * 6
+    assert any("posterior" in name for name, _ in module.named_buffers())
 
 
 def test_the_mean_of_y_does_not_matter(trainer):

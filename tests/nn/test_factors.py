@@ -38,4 +38,4 @@ def test_average_levels():
 def test_tied_thetas_are_there_once():
     G, residual = ScalarMatrix(2, start=4.0), ScalarMatrix(1, start=9.0)
     factors = Factors({"a": Effects(2, covariance=G), "b": Effects(2, covariance=G)})
-    assert factors.theta_with(residual).exp().tolist() == pytest.approx([2.0, 3.0])
+    assert torch.cat(factors.thetas_with(residual)).exp().tolist() == pytest.approx([2.0, 3.0])

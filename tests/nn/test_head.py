@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from openreml_nn import fit
-from openreml_nn.covariance import KnownMatrix, Matrix, ScalarMatrix
+from openreml_nn.covariance import KnownMatrix, Matrix, NeuralMatrix, ScalarMatrix
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead, in_chunks
 from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.testing.elsewhere import Elsewhere
@@ -213,6 +213,8 @@ def test_states_come_and_go(make):
     assert other.posterior is not None
     other.load_state_dict(plain)
     assert other.posterior is None
+    nested.load_state_dict({}, strict=False)
+    assert nested[0].posterior is not None
     third = MixedModelHead({"a": Effects(8)})
     with pytest.raises(ValueError, match="7 levels without labels, here are 8"):
         third.load_state_dict(saved(head))
@@ -225,10 +227,23 @@ def test_moved_thetas_are_noticed(make):
         head.predict(case.f, case.groups)
     head.condition(case.f, case.y, case.groups)
     head.predict(case.f, case.groups)
-    with torch.no_grad():
-        next(head.parameters()).add_(1e-9)
-    with pytest.raises(ValueError, match="moved since `condition`"):
-        head.predict(case.f, case.groups)
+    for change in (lambda: next(head.parameters()).data.add_(1e-9), lambda: head.offset.add_(1.0)):
+        head.condition(case.f, case.y, case.groups)
+        change()
+        with pytest.raises(ValueError, match="moved since `condition`"):
+            head.predict(case.f, case.groups)
+
+
+def test_moved_weights_of_a_kernel_are_noticed():
+    network = nn.Linear(2, 1)
+    head = MixedModelHead({"a": Effects(3, covariance=NeuralMatrix(torch.randn(3, 2), network))})
+    assert len(head.thetas) == len(list(head.parameters())) - 2 == 2
+    codes, y = torch.arange(12) % 3, torch.randn(12)
+    head.condition(torch.zeros(12), y, codes)
+    head.predict(torch.zeros(3), torch.arange(3))
+    nn.init.ones_(network.weight)
+    with pytest.raises(ValueError, match="other parameters of the covariances"):
+        head.predict(torch.zeros(3), torch.arange(3))
 
 
 def test_fixed_and_tied_parameters(make):
