@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanSquaredError, Metric
 
-from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, same_levels, whole
+from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, rows_once, same_levels
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
 from openreml_nn.result import FitResult
 
@@ -28,10 +28,11 @@ class MixedModelRegressor(L.LightningModule):
     rows as one batch, ``DataLoader([(x, y, groups)], batch_size=None)``, and moves its tensors to the device once: they
     must not be changed in place.
 
-    Random effects are predicted from all training rows before each validation and at the end of a fit. For that the
-    data set of the training loader is read from its first to its last row by each process, whatever sampler the loader
-    has; a data set without length (an `IterableDataset`) is read through the loader. A data set must therefore not be
-    an augmented one.
+    Random effects are predicted from all training rows before each validation and at the end of a fit. For that each
+    process reads the data set of the training loader once in its order: all of its rows, whatever their order in
+    training; those of a ``SubsetRandomSampler``, those with a weight of a ``WeightedRandomSampler``, and those of one
+    pass of a sampler of your own. A data set without length (an `IterableDataset`) is read through the loader. A data
+    set must therefore not be an augmented one.
 
     Checkpoints hold the random effects of the last prediction. Those that are written after a validation, or by
     ``trainer.save_checkpoint`` after the fit, predict by themselves. A `ModelCheckpoint` without validation writes
@@ -239,7 +240,7 @@ class MixedModelRegressor(L.LightningModule):
         precision = None if self._trainer is None else self._trainer.precision_plugin
         self.eval()
         with torch.inference_mode(False), torch.no_grad():
-            for batch in whole(loader, self.rows):
+            for batch in rows_once(loader, self.rows):
                 x, y, groups = parts_of(self.transfer_batch_to_device(batch, self.device, 0))
                 with nullcontext() if precision is None else precision.forward_context():
                     x = x if precision is None else precision.convert_input(x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from openreml_nn import MixedModelRegressor, fit
 from openreml_nn.covariance import NeuralMatrix
@@ -84,6 +84,15 @@ def test_random_effects_come_from_all_rows_of_the_data_set(trainer):
         for one, two in zip(other.predict(module(data.x), data.groups()),
                             module.head.predict(module(data.x), data.groups()), strict=True):  # fmt: skip
             torch.testing.assert_close(one, two)
+
+
+def test_rows_that_are_held_out_by_a_sampler_stay_out(trainer):
+    data, module = Visits(), regressor()
+    chosen = torch.arange(0, 150, 2)
+    data.y[1::2] += 1e6
+    trainer(max_epochs=1, callbacks=[]).fit(module, DataLoader(data, 25, sampler=SubsetRandomSampler(chosen)))
+    assert module.head.offset.item() == pytest.approx(data.y[chosen].double().mean().item())
+    assert module.head.predict(module(data.x), data.groups())[0].abs().max() < 20.0
 
 
 def test_refit_is_the_fit_of_what_the_network_leaves(trainer):
