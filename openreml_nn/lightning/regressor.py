@@ -18,6 +18,8 @@ from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
 from openreml_nn.result import FitResult
 
+VAL_MSE = "val/mse"
+
 
 class MixedModelRegressor(L.LightningModule):
     r"""Trains y = f(x) + Zb + ε: any network for f (or for features), a head for the rest.
@@ -64,8 +66,8 @@ class MixedModelRegressor(L.LightningModule):
 
     Raises:
         TypeError: ``optimizer`` is a finished one, or a batch holds other things than tensors.
-        ValueError: ``start`` is none of the three, a batch is of another form, or predictions are asked of a checkpoint
-            without random effects.
+        ValueError: ``start`` is none of the three, ``ReduceLROnPlateau`` has no validation to watch, a batch is of
+            another form, or predictions are asked of a checkpoint without random effects.
 
     Warns:
         UserWarning: The best checkpoint is of an earlier step than the refit; the exact likelihood gets minibatches;
@@ -124,10 +126,18 @@ class MixedModelRegressor(L.LightningModule):
             return optimizer
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "monitor": "val/mse"},
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "monitor": VAL_MSE},
         }
 
     def on_train_start(self) -> None:
+        watched = any(
+            config.reduce_on_plateau and config.monitor == VAL_MSE for config in self.trainer.lr_scheduler_configs
+        )
+        if watched and not self.trainer.enable_validation:
+            raise ValueError(
+                "`ReduceLROnPlateau` watches `val/mse`, and this fit has no validation. Give `Trainer.fit` a loader of "
+                "validation rows, or take a scheduler that needs none."
+            )
         if self.trainer.precision in ("16-true", "bf16-true"):
             rank_zero_warn(
                 f"`Trainer(precision={self.trainer.precision!r})` rounds y and designs to half precision before the "
@@ -263,7 +273,7 @@ class MixedModelRegressor(L.LightningModule):
         if self.trainer.sanity_checking:
             self.network(parts_of(batch)[0])  # there are no random effects yet
         else:
-            self._score(batch, "val/mse", self.val_mse)
+            self._score(batch, VAL_MSE, self.val_mse)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._score(batch, "test/mse", self.test_mse)

@@ -33,7 +33,8 @@ class NegativeLogLikelihoodPerRow(SummedMetric):
         """Add clusters.
 
         Args:
-            loss: −ℓ of a cluster or of a batch of independent clusters, with its constants, of any shape.
+            loss: −ℓ of a cluster or of a batch of independent clusters, with its constants, of any shape; of a
+                `MixedModelHead`, whose loss is per row, ``loss * len(y)``.
             rows: Number of rows of each, of the same shape, or the total of all.
 
         Raises:

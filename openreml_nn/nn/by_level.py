@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from openreml_nn.solvers.closed_form import refuse_second_derivative
 from openreml_nn.solvers.small_blocks import eliminate, multiply
 
 
@@ -54,7 +53,7 @@ class OneEffect(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        refuse_second_derivative("by levels")
+        _refuse_second_derivative()
         Vir, gs, gS = ctx.saved_tensors
         each = grads[0] / len(Vir)
         gf, gy = (
@@ -84,7 +83,7 @@ class LevelTerms(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        refuse_second_derivative("by levels")
+        _refuse_second_derivative()
         F, sigma2, S, codes, x, A, T, N, KT, products = ctx.saved_tensors
         a, H = grads
         gF = gS = gs = None
@@ -98,6 +97,14 @@ class LevelTerms(Function):
             gS = gS if S.shape[2] > 1 else gS.sum(2, keepdim=True)
             gs = (a * len(F) - (H * products).sum() - (gS * S).sum()) / sigma2
         return gF, gs, gS, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "The likelihood of a batch by levels gives first derivatives only. For second derivatives take "
+            "`MixedModelHead(..., mode='exact', solver='dense')`."
+        )
 
 
 def _products_by_level(codes: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:

@@ -54,6 +54,21 @@ def require_finite(output: Tensor, y: Tensor) -> None:
         )
 
 
+@contextmanager
+def enough_rows(m: int, p: int) -> Iterator[None]:
+    """Let the error of a batch of m rows that p fixed effects, those of features, fit exactly say what it needs."""
+    try:
+        yield
+    except ValueError as error:
+        if m > p:
+            raise
+        raise ValueError(
+            f"`MixedModelHead` fits the coefficients of {p - 1} features and the intercept to each batch, which needs "
+            f"more than {p} rows, and many more to estimate variances; this batch has {m}. Take larger batches, fewer "
+            f"features, or all rows at once: `head(phi, y, head.rows(groups))`."
+        ) from error
+
+
 class _NotFiniteError(ValueError):
     """A loss is not finite."""
 

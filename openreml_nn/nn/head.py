@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
 from openreml_nn.fit import fit
 from openreml_nn.nn.batch import RESIDUAL, batch_deviance, one_effect_loss, scalar_like
-from openreml_nn.nn.checks import explained, finite, require_column, require_finite, require_pair, without_autocast
+from openreml_nn.nn.checks import (
+    enough_rows,
+    explained,
+    finite,
+    require_column,
+    require_finite,
+    require_pair,
+    without_autocast,
+)
 from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Factors, Groups
@@ -45,6 +53,11 @@ class MixedModelHead(KeepsDtype):
     sees only the rows that it has; what rows of different batches have in common is left out, which makes the estimates
     less efficient and, where f takes up part of the effects, biased.
 
+    With features each batch has coefficients of its own, fitted to its rows, which takes p + 1 of its m degrees of
+    freedom. For given features the score of REML has mean 0 all the same; by ML σ² comes out too small by a share of
+    about (p + 1) / m. But the features are trained for coefficients that change from batch to batch. Take batches of
+    m ≫ p rows; m must be above p + 1. All rows at once, ``head(phi, y, head.rows(groups))``, have one set of them.
+
     A network finds the mean of y by the bias of its last layer, and until it has, the random effects stand in for it.
     ``offset``, which f has added to it, takes this from the network: set it to the mean of y before the training, as
     `MixedModelRegressor` does. With features the intercept is estimated, and the offset does not count.
@@ -54,7 +67,9 @@ class MixedModelHead(KeepsDtype):
         mode: ``"batch"``, ``"exact"`` or ``"features"``.
         method: ``"REML"`` or ``"ML"`` for features; without features the two are the same.
         residual: Start value of σ².
-        solver: Solver of the exact likelihood: ``"auto"``, the name of a solver, or a solver.
+        solver: Solver of the exact likelihood and of ``refit``: ``"auto"``, the name of a solver, or a solver. Batches
+            do not ask for it: ``batch_deviance`` says how theirs is computed. ``mode="exact", solver="dense"`` gives
+            second derivatives.
 
     Attributes:
         effects: The random effects by name.
@@ -155,7 +170,9 @@ class MixedModelHead(KeepsDtype):
             if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
                 require_column("The output", output)
                 return one_effect_loss(terms[0], self.residual, output, y.to(torch.float64) - self.offset)
-            deviance, p = batch_deviance(terms, self.residual, *self._against(output, y), restricted)
+            r, X = self._against(output, y)
+            with enough_rows(*X.shape):
+                deviance, p = batch_deviance(terms, self.residual, r, X, restricted)
         free = m - p if restricted else m
         return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from openreml_nn.covariance import KnownMatrix, KroneckerProduct, UnstructuredMatrix
 from openreml_nn.nn import Effects, MixedModelHead
@@ -67,8 +67,11 @@ def test_second_derivatives_are_refused(make):
     for name in ("intercepts", "slopes"):
         case = make(name)
         loss = case.head()(case.f, case.y, case.groups)
-        with pytest.raises(NotImplementedError, match="first derivatives only"):
+        with pytest.raises(NotImplementedError, match=r"first derivatives only.* mode='exact', solver='dense'"):
             torch.autograd.grad(loss, case.f, create_graph=True)
+        head = case.head(mode="exact", solver="dense")  # what the message says
+        assert gradgradcheck(lambda f, *_, head=head, case=case: head(f, case.y, case.groups),
+                             (case.f, *head.parameters()))  # fmt: skip
 
 
 def test_sizes_decide_between_dense_and_equations(monkeypatch):

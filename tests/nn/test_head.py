@@ -345,6 +345,10 @@ def test_refused_batches():
     ):
         with pytest.raises(ValueError, match=message):
             head(output, response, groups)
+    few = MixedModelHead({"a": Effects(5)}, mode="features")
+    with pytest.raises(ValueError, match="of 4 features and the intercept to each batch, which needs more than 5 rows"):
+        few(torch.randn(5, 4), torch.randn(5), torch.arange(5))
+    assert few(torch.randn(6, 4), torch.randn(6), torch.arange(6) % 5).isfinite()
     with pytest.raises(ValueError, match="features of shape"):
         MixedModelHead({"a": Effects(2)}, mode="features")(y, y, codes)
     for call in (head.condition, head.refit):

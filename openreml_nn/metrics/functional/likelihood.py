@@ -13,7 +13,8 @@ def negative_loglik_per_row(loss: Tensor, rows: Tensor | int) -> Tensor:
     restricted likelihood of all rows is not the sum of those of its parts.
 
     Args:
-        loss: −ℓ of each cluster or batch of clusters, with its constants, of any shape.
+        loss: −ℓ of each cluster or batch of clusters, with its constants, of any shape. The loss of a `MixedModelHead`
+            is −ℓ per row already: of it give ``loss * len(y)``.
         rows: Number of rows of each of them, of the same shape, or the total of all.
 
     Returns:
@@ -27,6 +28,12 @@ def negative_loglik_per_row(loss: Tensor, rows: Tensor | int) -> Tensor:
         >>> import torch
         >>> negative_loglik_per_row(torch.tensor([12.0, 20.0]), torch.tensor([3, 5]))
         tensor(4., dtype=torch.float64)
+        >>> from openreml_nn.nn import Effects, MixedModelHead
+        >>> head, y, site = MixedModelHead({"site": Effects(2)}), torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0, 0, 1])
+        >>> with torch.no_grad():
+        ...     loss = head(torch.zeros(3), y, site)
+        >>> torch.equal(negative_loglik_per_row(loss * len(y), rows=len(y)), loss)
+        True
     """
     total, n = loglik_sums("negative_loglik_per_row", loss, rows)
     return total / n
