@@ -69,11 +69,16 @@ def batch_deviance(
         The deviance without its constant, and the rank of X.
 
     Raises:
-        ValueError: There is no such path.
+        ValueError: There is no such path, or the random effects do not allow it.
     """
     if path not in PATHS:
         raise ValueError(f"`batch_deviance` has the paths {', '.join(map(repr, PATHS))}, got {path!r}.")
-    if path in ("auto", "equations") and len(terms) > 1:
+    if path == "levels" and not (len(terms) == 1 and terms[0].effects.independent):
+        raise ValueError(
+            f"The path 'levels' of `batch_deviance` needs one factor with levels independent of one another, got "
+            f"{len(terms)} factor{'s' * (len(terms) > 1)}{'' if len(terms) > 1 else ' with correlated levels'}."
+        )
+    if path == "equations" or (path == "auto" and len(terms) > 1):
         parts = [local(term) for term in terms] if path == "equations" or len(r) >= FEW_ROWS else []
         if path == "equations" or _few(terms, parts, len(r)):
             V = Sum({str(i): CovariancePropagation(Z, G) for i, (Z, G) in enumerate(parts)}

@@ -22,6 +22,7 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.nn.dtypes import KeepsDtype
+from openreml_nn.nn.fixed_values import differing, fixed_values
 
 Entry = Tensor | tuple[Tensor, Tensor]
 """What a batch says of one factor: codes of shape (m,), or (codes, design) with a design of shape (m, s)."""
@@ -227,10 +228,11 @@ class Effects(KeepsDtype):
     # ---- saving ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"levels": self.num_levels if self.labels is None else list(self.labels), "effects": list(self.effects)}
+        levels = self.num_levels if self.labels is None else list(self.labels)
+        return {"levels": levels, "effects": list(self.effects), "fixed": fixed_values(self.G)}
 
     def set_extra_state(self, state: Any) -> None:
-        """Compare the levels and effects of a saved state with these.
+        """Compare the levels, the effects and the fixed values of G of a saved state with these.
 
         Raises:
             ValueError: They differ; the message says in what.
@@ -240,6 +242,12 @@ class Effects(KeepsDtype):
         saved, own = state["levels"], self.num_levels if self.labels is None else self.labels
         if saved != own:
             raise ValueError(f"The state is of other levels: {_difference(saved, own)}.")
+        other = differing(state.get("fixed", {}), fixed_values(self.G))
+        if other:
+            raise ValueError(
+                f"The state is of another covariance: of what G has fixed, {', '.join(other)} differs. Give `Effects` "
+                f"the covariance of the training, or fit anew."
+            )
 
     def extra_repr(self) -> str:
         return f"{self.num_levels} levels, effects={self.effects}"
@@ -258,7 +266,8 @@ def _texts(values: Iterable[Any]) -> list[str]:
 
 
 def _number(text: str, count: int) -> int:
-    return int(text) if text.isdecimal() and int(text) < count else -1
+    """The level that a text is the number of, as it is written: ``"1"``, not ``"01"`` or ``"True"``; else −1."""
+    return int(text) if text.isdecimal() and str(int(text)) == text and int(text) < count else -1
 
 
 def _difference(saved: int | list[str], own: int | list[str]) -> str:

@@ -40,7 +40,9 @@ def test_paths_agree(case, p, restricted):
     expected, rank = batch_deviance(terms, head.residual, case.f, X, restricted, "dense")
     assert rank == p
     for path in ("auto", "levels", "equations"):
-        if path == "equations" and not any(term.effects.independent for term in terms):
+        if path == "levels" and not (len(terms) == 1 and terms[0].effects.independent):
+            with pytest.raises(ValueError, match="needs one factor with levels independent of one another"):
+                batch_deviance(terms, head.residual, case.f, X, restricted, path)
             continue
         value, rank = batch_deviance(terms, head.residual, case.f, X, restricted, path)
         assert rank == p

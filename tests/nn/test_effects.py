@@ -33,6 +33,7 @@ def test_numbers_are_compared_as_numbers():
     for labels in ([2, 3, 10], torch.tensor([2, 3, 10]), np.array([2.0, 3.0, 10.0]), ["2", "3", "10"]):
         assert effects.encode(labels).tolist() == [1, -1, 0]
     assert Effects(3).encode([0, 2, 3, -1, 1.0]).tolist() == [0, 2, -1, -1, 1]
+    assert Effects(3).encode(["01", "1", "²", True]).tolist() == [-1, 1, -1, -1]
     assert Effects(np.int64(3)).level_names == ["0", "1", "2"]
 
 
@@ -125,3 +126,13 @@ def test_design_of_rows():
 def test_states_of_other_levels_are_refused(saved, here, message):
     with pytest.raises(ValueError, match=message):
         here.load_state_dict(saved.state_dict())
+
+
+def test_a_state_of_another_kernel_is_refused():
+    one, other = (Effects(2, covariance=KnownMatrix([[1.0, r], [r, 1.0]])) for r in (0.5, 0.4))
+    one.load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match="another covariance: of what G has fixed, K differs"):
+        other.load_state_dict(one.state_dict())
+    older = one.state_dict()
+    del older["_extra_state"]["fixed"]
+    other.load_state_dict(older)
