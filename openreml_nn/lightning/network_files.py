@@ -34,7 +34,7 @@ class RefitFiles(Callback):
         if module.result is not None:
             write_result(module.result, folder)
         if self.verbose:
-            print(told(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
+            print(variance_text(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
 
 
 class RowPredictionFiles(Callback):
@@ -76,7 +76,7 @@ def predictions(table: pd.DataFrame, batches: list[Any]) -> pd.DataFrame:
     return table if variances[0] is None else table.assign(sd=joined(list(variances)).sqrt().cpu().numpy())
 
 
-def told(module: MixedModelRegressor) -> str:
+def variance_text(module: MixedModelRegressor) -> str:
     """The variance parameters of the head, one a line."""
     lines = [f"  {name} = {value:.6g}" for name, value in module.head.variance().items()]
     return "\n".join(["Variance parameters as trained (`refit: true` fits them by REML)", *lines])

@@ -41,6 +41,7 @@ class MixedModelRegressor(L.LightningModule):
     before the end of the fit: its files of the last step are then written again, with the random effects, and with the
     variance parameters of the refit. Files of earlier steps stay as they are: without random effects, where there was
     no validation (load one, then give it the training loader with ``condition``), and always without the refit.
+    ``load_from_checkpoint`` wants network and head, and to train on also the makers of optimizer and scheduler.
 
     Logged are ``train/loss`` (−ℓ per row), each variance parameter as ``variance/<name>`` on its natural scale at the
     end of an epoch, and ``val/mse`` or ``test/mse`` of f + z'b̂.
@@ -93,6 +94,7 @@ class MixedModelRegressor(L.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters("start", "head_lr", "refit", "variances", "rows", logger=False)
         if start not in ("auto", "data", "current"):
             raise ValueError(f"`start` must be 'auto', 'data' or 'current', got {start!r}.")
         if not callable(optimizer):

@@ -1,5 +1,6 @@
 """Scores of predicted distributions over batches of rows, of all rows or of those of known or of new levels."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,30 @@ class RowScore(SummedMetric):
         return mean
 
 
-class NegativeLogPredictiveDensity(RowScore):
+class DistributionScore(RowScore, ABC):
+    """Base class of means over rows of a score of the observation in its predicted distribution."""
+
+    @abstractmethod
+    def scores(self, preds: Tensor, target: Tensor, variance: Tensor | float) -> Tensor:
+        """Score of each row, shape (n,)."""
+
+    def update(self, preds: Tensor, target: Tensor, variance: Tensor | float, known: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            preds: Predicted means, shape (n,) or any other.
+            target: Observations, of the same shape.
+            variance: Variances of the observations about their predictions, of the same shape, or one for all.
+            known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
+
+        Raises:
+            TypeError: An argument is no real tensor, or ``known`` not one of truth values.
+            ValueError: Shapes differ, a value is missing or infinite, or a variance is negative; for a density, or 0.
+        """
+        self.add(self.scores(preds, target, variance), known, preds.shape)
+
+
+class NegativeLogPredictiveDensity(DistributionScore):
     """Mean of −log p(y) over rows; see `functional.negative_log_predictive_density`.
 
     Args:
@@ -95,24 +119,11 @@ class NegativeLogPredictiveDensity(RowScore):
     def __init__(self, rows: Literal["all", "known", "new"] = "all", **kwargs: Any) -> None:
         super().__init__("log_density_losses", rows, **kwargs)
 
-    def update(self, preds: Tensor, target: Tensor, variance: Tensor | float, known: Tensor | None = None) -> None:
-        """Add rows.
-
-        Args:
-            preds: Predicted means, shape (n,) or any other.
-            target: Observations, of the same shape.
-            variance: Variances of the observations about their predictions, of the same shape, or one for all.
-            known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
-
-        Raises:
-            TypeError: An argument is no real tensor, or ``known`` not one of truth values.
-            ValueError: Shapes differ, a value is missing or infinite, or a variance is not greater than 0.
-        """
-        losses = log_density_losses("NegativeLogPredictiveDensity", preds, target, variance)
-        self.add(losses, known, preds.shape)
+    def scores(self, preds: Tensor, target: Tensor, variance: Tensor | float) -> Tensor:
+        return log_density_losses(type(self).__name__, preds, target, variance)
 
 
-class IntervalCoverage(RowScore):
+class IntervalCoverage(DistributionScore):
     """Share of rows in their prediction intervals; see `functional.interval_coverage`.
 
     Args:
@@ -131,20 +142,8 @@ class IntervalCoverage(RowScore):
         normal_quantile("IntervalCoverage", level)
         self.level = level
 
-    def update(self, preds: Tensor, target: Tensor, variance: Tensor | float, known: Tensor | None = None) -> None:
-        """Add rows.
-
-        Args:
-            preds: Predicted means, shape (n,) or any other.
-            target: Observations, of the same shape.
-            variance: Variances of the observations about their predictions, of the same shape, or one for all.
-            known: Whether the levels of a row are known, of the same shape; needed unless ``rows="all"``.
-
-        Raises:
-            TypeError: An argument is no real tensor, or ``known`` not one of truth values.
-            ValueError: Shapes differ, a value is missing or infinite, or a variance is negative.
-        """
-        self.add(covered_rows("IntervalCoverage", preds, target, variance, self.level), known, preds.shape)
+    def scores(self, preds: Tensor, target: Tensor, variance: Tensor | float) -> Tensor:
+        return covered_rows(type(self).__name__, preds, target, variance, self.level)
 
 
 class IntervalWidth(RowScore):

@@ -168,6 +168,12 @@ class Effects(KeepsDtype):
             TypeError: Not tensors.
             ValueError: Shapes or codes do not fit, or the design holds missing values.
         """
+        return self.checked(given, rows, name, unknown=unknown)[:2]
+
+    def checked(
+        self, given: Entry, rows: int, name: str, *, unknown: bool = False
+    ) -> tuple[Tensor, Tensor | None, bool]:
+        """As ``entry``, and whether there are unknown levels, which the check has seen."""
         parts = tuple(given) if isinstance(given, (tuple, list)) else (given, None)
         if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts if part is not None):
             raise TypeError(
@@ -189,12 +195,11 @@ class Effects(KeepsDtype):
             )
         if design is not None and design.requires_grad:
             raise ValueError(f"{name!r} got a design that requires a gradient; it gets none here. Detach it.")
-        if rows:
-            self._require_values(codes, design, name, unknown)
-        return codes.long(), None if design is None else design.to(torch.float64)
+        lowest = self._require_values(codes, design, name, unknown) if rows else 0
+        return codes.long(), None if design is None else design.to(torch.float64), lowest < 0
 
-    def _require_values(self, codes: Tensor, design: Tensor | None, name: str, unknown: bool) -> None:
-        """Raise a ValueError for codes out of range or a design with gaps; one look at the device for both."""
+    def _require_values(self, codes: Tensor, design: Tensor | None, name: str, unknown: bool) -> int:
+        """The lowest code; a ValueError for codes out of range or a design with gaps; one look at the device."""
         known = [] if design is None else [torch.isfinite(design).all().to(codes.dtype)]
         low, high, *finite = torch.stack([*torch.aminmax(codes), *known]).tolist()
         if high >= self.num_levels or low < (-1 if unknown else 0):
@@ -205,6 +210,7 @@ class Effects(KeepsDtype):
             raise ValueError(f"{name!r} has codes from 0 to {self.num_levels - 1}, got {bad}.{hint}")
         if not all(finite):
             raise ValueError(f"The design of {name!r} holds missing or infinite values. Leave such rows out.")
+        return low
 
     def incidence(self, codes: Tensor, design: Tensor | None) -> IncidenceMatrix:
         """Z of rows, shape (m, s · q); a row of zeros for the code −1."""

@@ -100,14 +100,14 @@ class RandomEffect(nn.Module):
             shared: Rows of one level get the same draw of b, for a loss that joins rows. A loss that adds up over rows
                 has the same expectation with a draw for each row, and gradients of less variance.
         """
-        codes, design = self._checked(codes, design)
+        codes, design, unknown = self._checked(codes, design)
         if not self._drawn(sample):
             return self._mean(codes, design)
         if shared:
-            b = self._draw(codes, shared)
+            b = self._draw(codes, shared, unknown)
             return b[:, 0] if design is None else (design * b).sum(1)
         mean = self._mean(codes, design)
-        return mean + self._deviation(codes, design) * torch.randn_like(mean)
+        return mean + self._deviation(codes, design, unknown) * torch.randn_like(mean)
 
     def effects_of(self, codes: Tensor, *, sample: bool | None = None, shared: bool = False) -> Tensor:
         """The s effects b of the level of each row, shape (m, s), as for the channels of a feature map.
@@ -117,15 +117,16 @@ class RandomEffect(nn.Module):
             sample: As of a call of the layer.
             shared: As of a call of the layer.
         """
-        codes = self._checked(codes, self.posterior.mean.new_ones(len(codes), self.effects.num_effects))[0]
+        ones = self.posterior.mean.new_ones(len(codes), self.effects.num_effects)
+        codes, _, unknown = self._checked(codes, ones)
         if self._drawn(sample):
-            return self._draw(codes, shared)
+            return self._draw(codes, shared, unknown)
         return torch.where((codes >= 0)[:, None], self.posterior.mean[codes.clamp(min=0)], 0.0)
 
     def moments(self, codes: Tensor, design: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of z'b under the posterior, each of shape (m,); an unknown level has its prior's."""
-        codes, design = self._checked(codes, design)
-        return self._mean(codes, design), self._deviation(codes, design).square()
+        codes, design, unknown = self._checked(codes, design)
+        return self._mean(codes, design), self._deviation(codes, design, unknown).square()
 
     # ---- the divergence, and what was learned ------------------------------------------------------------------------
 
@@ -184,34 +185,33 @@ class RandomEffect(nn.Module):
     def _drawn(self, sample: bool | None) -> bool:
         return self.training if sample is None else sample
 
-    def _checked(self, codes: Tensor, design: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Codes as int64 and the design in the dtype of the posterior, with its gradient."""
+    def _checked(self, codes: Tensor, design: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+        """Codes as int64, the design in the dtype of the posterior, with its gradient, and if levels are unknown."""
         entry = codes if design is None else (codes, design.detach())
-        codes, _ = self.effects.entry(entry, len(codes), type(self).__name__, unknown=True)
-        return codes, None if design is None else design.to(self.posterior.mean)
+        codes, _, unknown = self.effects.checked(entry, len(codes), type(self).__name__, unknown=True)
+        return codes, None if design is None else design.to(self.posterior.mean.dtype), unknown
 
     def _mean(self, codes: Tensor, design: Tensor | None) -> Tensor:
         b = self.posterior.mean[codes.clamp(min=0)]
         return torch.where(codes >= 0, b[:, 0] if design is None else (design * b).sum(1), 0.0)
 
-    def _deviation(self, codes: Tensor, design: Tensor | None) -> Tensor:
+    def _deviation(self, codes: Tensor, design: Tensor | None, unknown: bool) -> Tensor:
         """Standard deviation of z'b, shape (m,)."""
         known = self.posterior.deviation(codes.clamp(min=0), design)
-        root = self._root_of_unknown(codes)
-        if root is None:
+        if not unknown:
             return known
+        root = self._root_of_prior()
         prior = root[0, 0] if design is None else torch.linalg.vector_norm(design @ root, dim=1)
         return torch.where(codes >= 0, known, prior)
 
-    def _draw(self, codes: Tensor, shared: bool) -> Tensor:
+    def _draw(self, codes: Tensor, shared: bool, unknown: bool) -> Tensor:
         """b of each row, shape (m, s)."""
         places = codes.clamp(min=0)
         known = self.posterior.mean[places] + self.posterior.noise(places, shared)
-        root = self._root_of_unknown(codes)
-        return known if root is None else torch.where((codes >= 0)[:, None], known, torch.randn_like(known) @ root.mT)
+        if not unknown:
+            return known
+        return torch.where((codes >= 0)[:, None], known, torch.randn_like(known) @ self._root_of_prior().mT)
 
-    def _root_of_unknown(self, codes: Tensor) -> Tensor | None:
-        """Cholesky factor of the prior of an average level, shape (s, s); None where all levels are known."""
-        if not bool((codes < 0).any()):
-            return None
+    def _root_of_prior(self) -> Tensor:
+        """Cholesky factor of the prior of an average level, shape (s, s)."""
         return cholesky(self.effects.average_level()).to(self.posterior.mean)

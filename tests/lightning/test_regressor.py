@@ -152,6 +152,7 @@ def test_checkpoints_predict_by_themselves(trainer, tmp_path):
     got = {}
     for path in (tmp_path / "last.ckpt", best.best_model_path):
         again = MixedModelRegressor.load_from_checkpoint(path, network=nn.Linear(3, 1), head=head())
+        assert (again.rows, again.refit, again.start) == (64, False, "auto")
         got[str(path)] = joined(trainer(callbacks=[]).predict(again, DataLoader(new, batch_size=20)))
     torch.testing.assert_close(got[str(tmp_path / "last.ckpt")], expected)
     assert (got[best.best_model_path][0] - new.y).square().mean().item() == pytest.approx(score, rel=1e-5)

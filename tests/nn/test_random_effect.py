@@ -33,6 +33,7 @@ from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.random_effect import RandomEffect
 from openreml_nn.nn.variational import POSTERIORS
 from openreml_nn.solvers import NotPositiveDefinite, random_terms
+from openreml_nn.testing.elsewhere import Elsewhere
 
 Q, SIGMA2 = 6, 0.5
 SLOPES = ["intercept", "x"]
@@ -488,3 +489,13 @@ def test_a_matrix_is_shared_by_layers() -> None:
     nn.init.ones_(second.posterior.mean)
     (first.kl() + second.kl()).backward()
     assert G.theta_parameters()[0].grad.item() == pytest.approx(-3.0)  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not Elsewhere.works(), reason="this torch has no device to pretend")
+def test_a_step_looks_at_the_range_of_the_codes_alone() -> None:
+    with Elsewhere() as device:
+        layer = RandomEffect(Effects(4)).to(device.name)
+        codes = (torch.arange(8) % 4).to(device.name)
+        device.forget()
+        layer(codes).sum().backward()
+        assert len(device.reads) == 1
