@@ -29,11 +29,25 @@ def natural_scale(
     on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
     limit = torch.where(on == 0, theta, on * math.inf)
     estimate, J = _natural_and_jacobian(V, theta, limit)
+    variance = np.clip(_by_delta_method(J, theta_cov).diagonal(), 0.0, None)
+    return estimate, np.sqrt(variance), J != 0
+
+
+def natural_covariance(V: Matrix, theta: Tensor, theta_cov: np.ndarray) -> np.ndarray:
+    """Covariance of the variance parameters on their natural scale, by the delta method; arguments as there.
+
+    Returns:
+        Shape (m, m); NaN in rows and columns of parameters in which no estimated theta is involved.
+    """
+    return _by_delta_method(_natural_and_jacobian(V, theta, theta)[1], theta_cov)
+
+
+def _by_delta_method(J: np.ndarray, theta_cov: np.ndarray) -> np.ndarray:
+    """J C J' with what was not estimated taken as known; NaN where nothing is left."""
     estimated = ~np.isnan(np.diag(theta_cov))
     C = np.where(np.outer(estimated, estimated), theta_cov, 0.0)
     depends = (J[:, estimated] != 0).any(axis=1)
-    variance = np.clip(np.einsum("mk,kl,ml->m", J, C, J), 0.0, None)
-    return estimate, np.where(depends, np.sqrt(variance), math.nan), J != 0
+    return np.where(np.outer(depends, depends), J @ C @ J.T, math.nan)
 
 
 def _natural_and_jacobian(V: Matrix, theta: Tensor, limit: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openreml_nn import likelihood
 from openreml_nn.covariance import Matrix
-from openreml_nn.natural_scale import natural_scale
+from openreml_nn.natural_scale import natural_covariance, natural_scale
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
 from openreml_nn.optim.host import to_host
@@ -158,6 +158,11 @@ class FitResult:
                 "fixed": own[:, fixed].any(axis=1) & ~own[:, ~fixed].any(axis=1),
             }
         )
+
+    @property
+    def variance_cov(self) -> np.ndarray:
+        """Covariance of the estimates in `variance`, shape (m, m), on their scale; NaN where these have no error."""
+        return natural_covariance(self.V, self.theta, self.theta_cov)
 
     @cached_property
     def _by_term(self) -> TermTables:

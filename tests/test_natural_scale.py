@@ -64,3 +64,10 @@ def test_standard_errors_in_any_unit(slopes: FitResult, unit: float) -> None:
     again = fit(model.V, model.y * unit, model.X)
     theirs = slopes.variance["std_error"].to_numpy()
     assert again.variance["std_error"].to_numpy() / unit**2 == pytest.approx(theirs, rel=1e-6)
+
+
+def test_covariance_on_the_natural_scale(slopes: FitResult) -> None:
+    C = slopes.variance_cov
+    np.testing.assert_allclose(np.sqrt(C.diagonal()), slopes.variance["std_error"], rtol=1e-12)
+    J = torch.func.jacfwd(slopes.V.natural)(slopes.theta).numpy()
+    np.testing.assert_allclose(C, J @ slopes.theta_cov @ J.T, rtol=1e-9)

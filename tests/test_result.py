@@ -161,3 +161,4 @@ def test_a_result_does_not_change_with_what_is_fixed_later() -> None:
     model.V.set_no_grad([0])
     assert result.AIC == AIC
     pd.testing.assert_frame_equal(result.variance, table)
+

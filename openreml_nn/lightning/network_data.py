@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from openreml_nn.covariance import CovariancePropagation, IncidenceMatrix, Matrix, Sum
 from openreml_nn.data import TermLike
-from openreml_nn.lightning.batches import NewRowsBatch
+from openreml_nn.lightning.batches import Batch, NewRowsBatch
 from openreml_nn.lightning.data import MixedModelDataModule
+from openreml_nn.lightning.fingerprints import fingerprint, require_same_data
 from openreml_nn.nn import ClusterBatchSampler, Effects, Entry
 
 INTERCEPT = "Intercept"
@@ -112,6 +113,15 @@ class NetworkDataModule(L.LightningDataModule):
         self.training_rows = TableRows(self._inputs(model.X), model.y, groups)
         self.validation_rows, self.predict_rows = self._new(whole.validation_rows), self._new(whole.predict_rows)
         self.predict_table = None if whole.predict_rows is None else whole.predict_rows.table
+        self._fingerprint = fingerprint(Batch(model.y, model.X), model.V)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the data: digests, by which other data are known."""
+        return {"fingerprint": self._fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a training with other data, of which scaled inputs would be others."""
+        require_same_data(state_dict["fingerprint"], self._fingerprint)
 
     def _inputs(self, X: Tensor) -> Tensor:
         return X[:, self._columns].to(torch.get_default_dtype())

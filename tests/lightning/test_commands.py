@@ -56,6 +56,21 @@ def test_fit_validate_predict(capsys):
     assert ((predicted["prediction"] - table["weight"].mean()).abs() < 2.5).all()
 
 
+def test_other_data_than_those_of_the_training_are_refused(capsys):
+    """Inputs are scaled as in the training rows, so that other rows would change every prediction."""
+    table = read_table("ratpup")
+    table.head(2).to_csv("new.csv", index=False)
+    network("fit", "--trainer.max_epochs", "1")
+    checkpoint = str(Path("runs", "regressor", "version_0", "checkpoints", "last.ckpt"))
+    table.assign(weight=table["weight"] + 1.0).to_csv("other.csv", index=False)
+    capsys.readouterr()
+    for command, more in (("fit", ["--trainer.max_epochs", "2"]), ("predict", ["--data.predict_table", "new.csv"])):
+        with pytest.raises(SystemExit):
+            network(command, "--ckpt_path", checkpoint, "--data.table", "other.csv", *more)
+        assert "The checkpoint is of a fit to other data: the response differs." in capsys.readouterr().err
+
+
+
 def test_modes_terms_and_structures_are_options(capsys):
     options = yaml.safe_load(Path(CONFIG).read_text())
     options["trainer"]["max_epochs"] = 2
