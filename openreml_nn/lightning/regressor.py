@@ -51,7 +51,7 @@ class MixedModelRegressor(L.LightningModule):
         head: The mixed model of its output.
         optimizer: Makes an optimizer of parameters; Adam by default.
         scheduler: Makes a scheduler of the learning rate, for a step after each epoch; ``ReduceLROnPlateau`` watches
-            ``val/mse``.
+            ``val/mse``, and steps after the epochs that have a validation.
         start: Where the thetas start: ``"data"``: from the variance of y over the training rows, a share for each term;
             ``"current"``: where they are; ``"auto"``: from the data if all are at their raw default 0. An offset of
             the head that is 0 becomes the mean of y, unless ``"current"``.
@@ -126,10 +126,11 @@ class MixedModelRegressor(L.LightningModule):
             optimizer = self.make_optimizer([{"params": others}, {"params": thetas} | own])
         if self.make_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "monitor": VAL_MSE},
-        }
+        scheduler = self.make_scheduler(optimizer)
+        steps: dict[str, Any] = {"scheduler": scheduler, "monitor": VAL_MSE}
+        if isinstance(scheduler, ReduceLROnPlateau) and self._trainer is not None:
+            steps["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return {"optimizer": optimizer, "lr_scheduler": steps}
 
     def on_train_start(self) -> None:
         watched = any(

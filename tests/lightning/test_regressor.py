@@ -213,6 +213,10 @@ def test_schedules_of_the_learning_rate(trainer, plateau):
     run.fit(module, loader(data), DataLoader(data, batch_size=50))
     rates = [group["lr"] for group in run.optimizers[0].param_groups]
     assert rates == pytest.approx([5e-5, 2e-4])
+    if plateau:
+        run = trainer(max_epochs=4, callbacks=[], check_val_every_n_epoch=2)
+        run.fit(module, loader(data), DataLoader(data, batch_size=50))
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(5e-4)  # two validations
     with pytest.raises(ValueError, match="watches `val/mse`, and this fit has no val") if plateau else nullcontext():
         trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
 
