@@ -31,11 +31,11 @@ class Posterior(nn.Module):
     term after term; ``prior`` is the covariance of the effects of a new level, term after term, flat; ``beta``,
     ``beta_cov``, ``kept`` and ``carried`` (H) are of the fixed effects; ``first`` says which term is eliminated level
     by level (−1: none), ``blocks`` are the K_l, ``start``, ``column`` and ``value`` the entries of the C_l, level after
-    level, and ``rest`` is Φ.
+    level, and ``rest`` is Φ. Without variances the last five are empty.
     """
 
     BUFFERS = ("made_at", "sigma2", "effects", "prior", "beta", "beta_cov", "kept", "carried", "first", "blocks",
-               "start", "column", "value", "rest", "has_variances")  # fmt: skip
+               "start", "column", "value", "rest")  # fmt: skip
 
     made_at: Tensor
     sigma2: Tensor
@@ -51,7 +51,6 @@ class Posterior(nn.Module):
     column: Tensor
     value: Tensor
     rest: Tensor
-    has_variances: Tensor
 
     def __init__(self, **buffers: Tensor) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class Posterior(nn.Module):
 
     def variance(self, terms: list[BatchTerm], X: Tensor) -> Tensor:
         """Variance of the error of Xβ̂ + Zû, shape (m,)."""
-        if not self.has_variances:
+        if not len(self.start):
             raise ValueError("The head was conditioned without variances; call `condition(..., variances=True)`.")
         pieces, width = [], max(1, AT_ONCE // max(len(self.rest), 1))
         for rows in torch.arange(len(X), device=X.device).split(width):
@@ -204,7 +203,6 @@ def condition(V: Matrix, y: Tensor, X: Tensor, new_levels: list[Tensor], made_at
             column=column,
             value=value,
             rest=equations.Phi if variances else empty,
-            has_variances=torch.tensor(variances, device=y.device),
         )
 
 
