@@ -89,7 +89,7 @@ TABLES: dict[str, list[Job]] = {
         Job(CROSSED, "batch", repetitions=1, refit=False),
         Job(CROSSED, "alternating", repetitions=5, refit=False),
     ],
-    "longitudinal": [Job(s, m, repetitions=3 if s in TIME else 10)
+    "longitudinal": [Job(s, m, repetitions=3 if s in TIME else 24 if s.sigma2[1] < 1.0 else 10)
                      for s in OWN_TIME + TIME for m in ("floor", "batch")],
     "papers": [Job(s, m, repetitions=2, recipe="papers") for s in ONE for m in ("floor", "batch")],
 }  # fmt: skip
