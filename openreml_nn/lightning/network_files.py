@@ -36,6 +36,12 @@ class RefitFiles(Callback):
         if self.verbose:
             print(variance_text(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self.verbose:
+            last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+            hint = f" Go on from {last} by --ckpt_path." if last else ""
+            print(f"\nInterrupted in epoch {trainer.current_epoch + 1}, without a refit.{hint}")
+
 
 class RowPredictionFiles(Callback):
     """Writes ``predictions.csv``: the new rows, ``new_levels``, ``prediction`` and ``sd``, that of a new observation.

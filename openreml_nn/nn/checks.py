@@ -35,6 +35,8 @@ def require_pair(output: Tensor, y: Any) -> None:
     if not isinstance(y, Tensor):
         raise TypeError(f"`MixedModelHead` needs y as a tensor, got {type(y).__name__}. Take `torch.as_tensor(y)`.")
     require_column("y", y)
+    if not output.ndim:
+        raise ValueError("`MixedModelHead` needs one output for each y, got a single number from the network.")
     if len(y) != len(output):
         raise ValueError(f"`MixedModelHead` needs one output for each y, got {len(output)} outputs and {len(y)} y.")
 

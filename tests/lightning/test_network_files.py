@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +35,21 @@ def test_files_of_a_fit(trainer, tmp_path, capsys, refit):
     run.predict(module, data)
     assert "Predictions: " in capsys.readouterr().out
     assert list(pd.read_csv(tmp_path / "predictions.csv").columns)[-2:] == ["new_levels", "prediction"]
+
+
+def test_an_interrupted_training_says_where_it_stopped(trainer, capsys):
+    class Stop(Callback):
+        def on_train_epoch_start(self, run, module):
+            if run.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    data = NetworkDataModule("sleepstudy", "Reaction ~ scale(Days)", ["Subject"], 60)
+    module = MixedModelRegressor(MLP(1, [4]), MixedModelHead(data.effects), refit=True)
+    run = trainer(max_epochs=5, callbacks=[RefitFiles(), Stop()])
+    with pytest.raises(SystemExit):
+        run.fit(module, data)
+    assert "Interrupted in epoch 3, without a refit." in capsys.readouterr().out
+    assert module.result is None
 
 
 def test_other_modules_and_data_are_refused(trainer, tmp_path):

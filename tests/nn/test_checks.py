@@ -16,6 +16,8 @@ def test_shapes():
         require_column("y", GOOD[0])
     with pytest.raises(TypeError, match="y as a tensor, got list"):
         require_pair(GOOD, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="a single number from the network"):
+        require_pair(GOOD.mean(), GOOD)
 
 
 def test_values():
