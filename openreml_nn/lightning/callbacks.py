@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -143,10 +144,15 @@ class PredictionFiles(Callback):
     ) -> None:
         folder = log_folder(trainer, self.folder)
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = write_text(unused(folder / "predictions.csv"), outputs.to_csv(index=False))
-            if self.verbose:
-                print(f"Predictions: {path}")
+            write_predictions(outputs, folder, self.verbose)
+
+
+def write_predictions(table: pd.DataFrame, folder: Path, verbose: bool) -> None:
+    """Write ``predictions.csv`` into a folder, under the next free name, and print its path if ``verbose``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_text(unused(folder / "predictions.csv"), table.to_csv(index=False))
+    if verbose:
+        print(f"Predictions: {path}")
 
 
 def log_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:

@@ -7,11 +7,11 @@ import lightning as L
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
 
-from openreml_nn.lightning.callbacks import log_folder
+from openreml_nn.lightning.callbacks import log_folder, write_predictions
 from openreml_nn.lightning.network_batches import joined
 from openreml_nn.lightning.network_data import NetworkDataModule
 from openreml_nn.lightning.regressor import MixedModelRegressor
-from openreml_nn.report import unused, write_result, write_text
+from openreml_nn.report import write_result
 
 
 class RefitFiles(Callback):
@@ -64,10 +64,7 @@ class RowPredictionFiles(Callback):
         if trainer.is_global_zero:
             assert data.predict_table is not None
             table = predictions(data.predict_table, trainer.predict_loop.predictions)
-            folder.mkdir(parents=True, exist_ok=True)
-            path = write_text(unused(folder / "predictions.csv"), table.to_csv(index=False))
-            if self.verbose:
-                print(f"Predictions: {path}")
+            write_predictions(table, folder, self.verbose)
 
 
 def predictions(table: pd.DataFrame, batches: list[Any]) -> pd.DataFrame:
