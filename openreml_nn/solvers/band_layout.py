@@ -116,9 +116,6 @@ class BandCholesky(Factor):
         _add_later(blocks.numpy(), X, E.numpy())
         return blocks.as_strided((T, w, w + 1), (2 * w * w, w + 1, w)).reshape(-1)
 
-    def dense_inverse(self) -> Tensor:
-        return self.solve(torch.eye(self.layout.size, dtype=self.L.dtype))
-
 
 def _add_later(blocks: np.ndarray, X: np.ndarray, E: np.ndarray) -> None:
     """Write the blocks on the diagonal and those below them, one above the other, shape (T, 2 w, w).

@@ -127,6 +127,3 @@ class BorderedFactor(Factor):
         following = torch.cat([right[2:], right[-1:]])
         chain = self.chain.inverse() + torch.cat([left @ right, left[:-1] @ following]).view(-1)
         return torch.cat([chain, -ZPhi.view(-1), own])
-
-    def dense_inverse(self) -> Tensor:
-        return self.solve(torch.eye(self.layout.size, dtype=self.Z.dtype, device=self.Z.device))

@@ -192,6 +192,3 @@ class ChainFactor(Factor):
                 torch.bmm(U, following, out=product)
                 following = this.baddbmm_(product, U.mT)
             return torch.cat([own, beside.neg_().flatten(0, 1)]).view(-1)
-
-    def dense_inverse(self) -> Tensor:
-        return self.solve(torch.eye(self.layout.size, dtype=self.X.dtype, device=self.X.device))

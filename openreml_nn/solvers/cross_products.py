@@ -176,11 +176,12 @@ def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tu
                      chain: bool, ranks: Ranks, own: bool) -> Coupling:  # fmt: skip
     """The coupling where every design is level codes."""
     _, L, q = shape
-    met = [_rows_with((wx != 0).any(1) & (value != 0)) for _, value in columns]
+    known = (wx != 0).any(1)
+    met = [_rows_with(known & (value != 0)) for _, value in columns]
     keys = torch.cat([_some(codes * q + column, rows) for (column, _), rows in zip(columns, met, strict=True)])
     values = [_some(wx.mT * value, rows) for (_, value), rows in zip(columns, met, strict=True)]
     keys, value = _added(keys, torch.cat(values, dim=1))
-    beside = _met_beside(wx, columns, q) if chain else keys[:0]
+    beside = _met_beside(~known, columns, q) if chain else keys[:0]
     if ranks.size > 1 and not own:
         keys, value = _added(torch.cat(ranks.gather(keys)), torch.cat(ranks.gather(value.mT)).mT)
         beside = torch.cat(ranks.gather(beside))
@@ -205,9 +206,9 @@ def _some(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(-1, rows)
 
 
-def _met_beside(wx: Tensor, columns: list[Column], q: int) -> Tensor:
+def _met_beside(unknown: Tensor, columns: list[Column], q: int) -> Tensor:
     """Places i q + j of the pairs of columns that meet in rows of no level of the first term."""
-    alone = _rows_with((wx == 0).all(1))
+    alone = _rows_with(unknown)
     places = [columns[0][0][:0]]
     if alone is None or len(alone):
         for k, (column, value) in enumerate(columns):

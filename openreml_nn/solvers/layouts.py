@@ -91,9 +91,9 @@ class Factor(ABC):
     def inverse(self) -> Tensor:
         """The elements of M⁻¹ that the layout has a place for, whole."""
 
-    @abstractmethod
     def dense_inverse(self) -> Tensor:
         """M⁻¹, shape (q, q)."""
+        return self.solve(torch.eye(len(self.pivots), dtype=self.pivots.dtype, device=self.pivots.device))
 
 
 def checked(L: Tensor, info: Tensor) -> Tensor:
