@@ -21,7 +21,7 @@ def data_start(problem: Problem) -> Tensor:
     Returns:
         Raw thetas, shape (k,).
     """
-    V, s2 = problem.V, float(problem.fixed.residual_variance())
+    V = problem.V
     theta = V.theta.detach().clone()
     fixed = torch.zeros(len(theta), dtype=torch.bool)
     fixed[V.no_grad_index] = True
@@ -30,12 +30,14 @@ def data_start(problem: Problem) -> Tensor:
         terms = [(V.operand(name), V.operand_index(name)) for name in V.operand_names]
     with problem.threads():
         moments = {} if fixed.any() else problem.moment_variances()
-    scalable = [(term, index) for term, index in terms if _can_scale(term, fixed[index])]
-    for term, index in scalable:
-        if moments:
+    if moments:
+        for term, index in terms:
             (i,) = index
             theta[index] = term.rescale(theta[index], moments[i] / float(term.trans_params(theta[index])))
-            continue
+        return theta
+    s2 = float(problem.fixed.residual_variance())
+    scalable = [(term, index) for term, index in terms if _can_scale(term, fixed[index])]
+    for term, index in scalable:
         with torch.no_grad():
             size = float(problem.mean_diagonal(term, theta[index]))
         if size > 0:

@@ -69,7 +69,7 @@ def variances_by_moments(products: CrossProducts, n: int, sizes: list[int], rank
     B, e = outside(rest_F)
     A = products.rest_matrix if rest is products.rest else products.layout.matrix(rest)
     moments = _of_rest(A, products.layout.diagonal(rest), B, e, sizes)
-    if products.first.shape[2]:
+    if ranks.count(products.first.shape[2]):
         *own, pairs = ranks.sums(*_of_first(products, *outside(products.first_F[0].mT), B))
         moments = _bordered(Moments(*own), _by_terms(pairs, sizes), moments)
     return _solution(moments, FF[p, p] - w.square().sum(), n, n - p)
