@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanSquaredError, Metric
 
 from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, rows_once, same_levels
+from openreml_nn.lightning.network_checkpoints import TRAINED, write_last_step_again
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
 from openreml_nn.result import FitResult
 
@@ -40,8 +40,9 @@ class MixedModelRegressor(L.LightningModule):
     ``trainer.save_checkpoint`` after the fit, predict by themselves. A `ModelCheckpoint` without validation writes
     before the end of the fit: its files of the last step are then written again, with the random effects, and with the
     variance parameters of the refit. Files of earlier steps stay as they are: without random effects, where there was
-    no validation (load one, then give it the training loader with ``condition``), and always without the refit.
-    ``load_from_checkpoint`` wants network and head, and to train on also the makers of optimizer and scheduler.
+    no validation (load one, then give it the training loader with ``condition``), and always without the refit. Beside
+    the refit a file holds the variance parameters of before it, and a training that goes on has these: the callback
+    `RandomState` and more ``max_epochs`` give the training that was never stopped, bit by bit. ``load_from_checkpoint`` wants network and head, and to train on also the makers of optimizer and scheduler.
 
     Logged are ``train/loss`` (−ℓ per row), each variance parameter as ``variance/<name>`` on its natural scale at the
     end of an epoch, and ``val/mse`` or ``test/mse`` of f + z'b̂.
@@ -110,6 +111,7 @@ class MixedModelRegressor(L.LightningModule):
         self.test_mse = MeanSquaredError().set_dtype(torch.float64)
         self._all: tuple[Any, Rows] | None = None
         self._moved: tuple[list[Any], torch.device, Any] | None = None
+        self._trained: list[Tensor] | None = None
 
     def forward(self, x: Any) -> Tensor:
         """What the network gives, without the offset of the head."""
@@ -152,8 +154,18 @@ class MixedModelRegressor(L.LightningModule):
                 f"taken as if it were all rows, slowly. Give `DataLoader([(x, y, groups)], batch_size=None)`, or take "
                 f"a head of mode 'batch'."
             )
-        if self.trainer.global_step == 0 and self.start != "current":
+        if self.trainer.global_step > 0:
+            self._go_on()
+        elif self.start != "current":
             self._start_from_data()
+        self._trained = None
+
+    def _go_on(self) -> None:
+        """A training that goes on has the thetas of before the refit."""
+        if self._trained is not None:
+            with torch.no_grad():
+                for theta, trained in zip(self.head.thetas, self._trained, strict=True):
+                    theta.copy_(trained)
 
     def _start_from_data(self) -> None:
         thetas = self.start == "data" or not any(bool(p.any()) for p in self.head.thetas)
@@ -204,33 +216,15 @@ class MixedModelRegressor(L.LightningModule):
     def on_train_end(self) -> None:
         self._all = self._moved = None
         self.condition(self.trainer.train_dataloader, self.refit)  # type: ignore[arg-type]
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                self._write_again(callback)
+        write_last_step_again(self.trainer, self.refit)
 
-    def _write_again(self, callback: ModelCheckpoint) -> None:
-        """Write the files of the last step as the model is after the fit; files of earlier steps stay."""
-        paths = {callback.last_model_path, callback.best_model_path, *callback.best_k_models} - {""}
-        last = [path for path in sorted(paths) if self._step_of(path) == self.trainer.global_step]
-        last = self.trainer.strategy.broadcast(last)
-        for path in last:
-            self.trainer.save_checkpoint(path, callback.save_weights_only)
-        best = callback.best_model_path
-        if self.refit and best and best not in last:
-            rank_zero_warn(
-                f"The best checkpoint, {best}, is of an earlier step and predicts with the variance parameters before "
-                f"the refit. The refit is in the model in memory, and in what `trainer.save_checkpoint` writes; for "
-                f"that of the best checkpoint load it and call `condition(loader, refit=True)`."
-            )
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside a refit a checkpoint holds the thetas of the training, from which it goes on."""
+        if self._trained is not None:
+            checkpoint[TRAINED] = self._trained
 
-    def _step_of(self, path: str) -> int | None:
-        """The step of a checkpoint, of which no tensor is read; None if it is not there, and on other processes."""
-        if not self.trainer.is_global_zero:
-            return None
-        try:
-            return self.trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="meta")["global_step"]
-        except FileNotFoundError:
-            return None
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._trained = checkpoint.get(TRAINED)
 
     # ---- random effects ----------------------------------------------------------------------------------------------
 
@@ -243,6 +237,7 @@ class MixedModelRegressor(L.LightningModule):
         """
         output, y, groups = self._whole(loader)
         if refit:
+            self._trained = self._trained or [theta.detach().clone() for theta in self.head.thetas]
             self.result = self.head.refit(output, y, groups, self.variances)
         else:
             self.head.condition(output, y, groups, self.variances)
@@ -252,7 +247,8 @@ class MixedModelRegressor(L.LightningModule):
         pieces, training = [], self.training
         precision = None if self._trainer is None else self._trainer.precision_plugin
         self.eval()
-        with torch.inference_mode(False), torch.no_grad():
+        drawn = torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])  # loaders draw a number each
+        with drawn, torch.inference_mode(False), torch.no_grad():
             for batch in rows_once(loader, self.rows):
                 x, y, groups = parts_of(self.transfer_batch_to_device(batch, self.device, 0))
                 with nullcontext() if precision is None else precision.forward_context():
