@@ -42,7 +42,8 @@ class MixedModelRegressor(L.LightningModule):
     variance parameters of the refit. Files of earlier steps stay as they are: without random effects, where there was
     no validation (load one, then give it the training loader with ``condition``), and always without the refit. Beside
     the refit a file holds the variance parameters of before it, and a training that goes on has these: the callback
-    `RandomState` and more ``max_epochs`` give the training that was never stopped, bit by bit. ``load_from_checkpoint`` wants network and head, and to train on also the makers of optimizer and scheduler.
+    `RandomState` and more ``max_epochs`` give the training that was never stopped, bit by bit. ``load_from_checkpoint``
+    wants network and head, and to train on also the makers of optimizer and scheduler.
 
     Logged are ``train/loss`` (−ℓ per row), each variance parameter as ``variance/<name>`` on its natural scale at the
     end of an epoch, and ``val/mse`` or ``test/mse`` of f + z'b̂.
