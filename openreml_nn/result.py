@@ -39,6 +39,8 @@ class FitResult:
         fixed: Indices of the raw thetas that were fixed.
         x_names: Names of the columns of X.
         seconds: Wall time of the fit.
+        given: What part of the mean was taken as known, as "the output of a network", in words; ℓ is then that of the
+            rest, and AIC and BIC are NaN, because the parameters of that part are not counted.
         sharing: How several processes shared the rows, in words. The tables are then whole on the first process; the
             others have their own levels of a term that is whole on one process each.
     """
@@ -54,6 +56,7 @@ class FitResult:
     x_names: list[str]
     seconds: float = field(default=math.nan, compare=False)
     sharing: str = field(default="", compare=False)
+    given: str = field(default="", compare=False)
 
     def settle(self) -> None:
         """Ask the other processes, where there are any, for what the tables need, so that one can read them alone."""
@@ -100,12 +103,13 @@ class FitResult:
     @property
     def AIC(self) -> float:
         """−2ℓ + 2 (p + number of variance parameters), as lme4."""
-        return -2.0 * self.loglik + 2.0 * (self.p + self.num_variance_parameters)
+        return math.nan if self.given else -2.0 * self.loglik + 2.0 * (self.p + self.num_variance_parameters)
 
     @property
     def BIC(self) -> float:
         """−2ℓ + log(n) (p + number of variance parameters), as lme4."""
-        return -2.0 * self.loglik + math.log(self.n) * (self.p + self.num_variance_parameters)
+        penalty = math.log(self.n) * (self.p + self.num_variance_parameters)
+        return math.nan if self.given else -2.0 * self.loglik + penalty
 
     # ---- fixed effects -----------------------------------------------------------------------------------------------
 
@@ -220,13 +224,19 @@ class FitResult:
         """The fit as a text: likelihood, how it ended, variance parameters, fixed effects."""
         ended = "Converged" if self.converged else "NOT CONVERGED"
         steps = f"{self.n_iter} step" + "s" * (self.n_iter != 1)
+        criteria = f", AIC = {self.AIC:.2f}, BIC = {self.BIC:.2f}"
+        held = [
+            f"Fitted is what stands below; held is {self.given}.",
+            "No AIC or BIC, as its parameters are not counted; no degrees of freedom are taken off for it.",
+        ]
         lines = [
-            f"Linear mixed model by {self.objective.method}",
+            f"Linear mixed model by {self.objective.method}{f', given {self.given}' if self.given else ''}",
             f"solver {self.objective.solver.name}: {self.objective.choice.reason}",
             *([self.sharing] if self.sharing else []),
             f"n = {self.n}, rank of X = {self.p}, variance parameters = {self.num_variance_parameters}",
-            f"log-likelihood = {self.loglik:.4f}, AIC = {self.AIC:.2f}, BIC = {self.BIC:.2f}",
+            f"log-likelihood = {self.loglik:.4f}{'' if self.given else criteria}",
             f"{ended} after {steps}: {self.reason}.",
+            *(held if self.given else []),
             "",
             "Variance parameters",
             variance_text(self.variance),

@@ -1,6 +1,7 @@
 """What a fit gives: tables, standard errors, boundaries, predictions and the summary."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,18 @@ def test_summary_of_a_boundary_and_of_a_fit_that_did_not_end(dyestuff2: FitResul
     assert "NOT CONVERGED after 1 step: the limit of 1 step was reached." in short.summary()
 
 
+def test_summary_where_a_part_of_the_mean_was_given(alpha: FitResult) -> None:
+    given = replace(alpha, given="the output of a network")
+    assert math.isnan(given.AIC)
+    assert math.isnan(given.BIC)
+    lines = given.summary().splitlines()
+    assert lines[0] == "Linear mixed model by REML, given the output of a network"
+    assert "log-likelihood = -46.5969" in lines
+    assert "Fitted is what stands below; held is the output of a network." in lines
+    assert not any("AIC =" in line for line in lines)
+    assert max(len(line) for line in lines) < 100
+
+
 def test_result_is_a_value(alpha: FitResult) -> None:
     with pytest.raises(AttributeError):
         alpha.converged = False  # type: ignore[misc]
@@ -161,4 +174,3 @@ def test_a_result_does_not_change_with_what_is_fixed_later() -> None:
     model.V.set_no_grad([0])
     assert result.AIC == AIC
     pd.testing.assert_frame_equal(result.variance, table)
-

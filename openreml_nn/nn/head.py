@@ -6,6 +6,7 @@ its gradient reaches the network and θ in one backward pass.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -272,14 +273,16 @@ class MixedModelHead(KeepsDtype):
             options: Further options of `openreml_nn.fit`, such as ``start="data"`` or ``max_steps``.
 
         Returns:
-            The fit; the thetas of the head are its estimates afterwards.
+            The fit, which says that the output of the network is held, and has no AIC and BIC; the thetas of the head
+            are its estimates afterwards.
         """
         r, X = self._all_rows(output, y)
         V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
         solver = groups.choice.solver if isinstance(groups, Rows) else self.solver
         names = ["Intercept", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
         given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options
-        result = fit(V, r, X, **given)
+        known = "the network, which gives the features" if self.mode == "features" else "the output of the network"
+        result = replace(fit(V, r, X, **given), given=known)
         self.posterior = self._given(V, r, X, variances)
         return result
 

@@ -1,5 +1,7 @@
 """Files of a network's fit and predictions; what is written in a run is in test_commands.py."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -32,6 +34,11 @@ def test_files_of_a_fit(trainer, tmp_path, capsys, refit):
     shown = capsys.readouterr().out
     assert ("Results: " in shown) is refit is (tmp_path / "fit.json").exists()
     assert "Subject/sigma^2" in shown
+    assert "AIC =" not in shown
+    if refit:
+        assert "given the output of the network" in shown
+        record = json.loads((tmp_path / "fit.json").read_text())
+        assert (record["AIC"], record["BIC"], record["given"]) == (None, None, "the output of the network")
     run.predict(module, data)
     assert "Predictions: " in capsys.readouterr().out
     assert list(pd.read_csv(tmp_path / "predictions.csv").columns)[-2:] == ["new_levels", "prediction"]

@@ -63,6 +63,7 @@ def test_features_give_the_plain_fit_by_reml(make, name):
     refitted = head.refit(X[:, 1:], case.y, case.groups)
     assert refitted.loglik == pytest.approx(result.loglik, abs=1e-8)
     assert list(head.variance()) == refitted.variance["name"].tolist()
+    assert refitted.given == "the network, which gives the features"
     assert list(head.variance().values()) == pytest.approx(result.variance["estimate"].tolist(), rel=1e-5)
 
 
