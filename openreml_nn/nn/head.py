@@ -19,9 +19,11 @@ from openreml_nn.nn.checks import (
     enough_rows,
     explained,
     finite,
+    one_number,
     require_column,
     require_finite,
     require_pair,
+    warn_of_mean,
     without_autocast,
 )
 from openreml_nn.nn.dtypes import KeepsDtype
@@ -36,6 +38,7 @@ from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 
 MODES = ("batch", "exact", "features")
+ENOUGH_LEVELS = 5  # in a batch, for its mean to say something of the mean of all rows
 
 
 class MixedModelHead(KeepsDtype):
@@ -75,12 +78,15 @@ class MixedModelHead(KeepsDtype):
     Attributes:
         effects: The random effects by name.
         residual: σ², a `ScalarMatrix`.
-        offset: A number that is added to f, a buffer of shape (); 0 unless it was set.
+        offset: A number that is added to f, a buffer of shape (); 0 unless it was set: ``head.offset = y.mean()``.
         posterior: The random effects given the training rows, after `condition` or `refit`; None before.
 
     Raises:
-        TypeError: Effects are not by name, or not `Effects`.
+        TypeError: Effects are not by name, or not `Effects`; or an offset is set to anything but a finite number.
         ValueError: No effects, a name is taken, or an option that does not exist.
+
+    Warns:
+        UserWarning: In the first batch of a training y is far from what the network gives: set the offset.
 
     Example:
         >>> import torch
@@ -114,6 +120,13 @@ class MixedModelHead(KeepsDtype):
         self.residual = ScalarMatrix(1, start=residual)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self.posterior: Posterior | None = None
+        self._mean_seen = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "offset":
+            self.offset.fill_(one_number(value))
+        else:
+            super().__setattr__(name, value)
 
     # ---- parameters --------------------------------------------------------------------------------------------------
 
@@ -159,7 +172,19 @@ class MixedModelHead(KeepsDtype):
         if not len(y):
             raise ValueError("`MixedModelHead` got a batch without rows.")
         with without_autocast(output.device.type), explained(output, y, self.variance):
-            return finite(self._loss(output, y, groups))
+            loss = finite(self._loss(output, y, groups))
+        if not self._mean_seen and loss.requires_grad:
+            self._mean_seen = True
+            self._look_at_mean(output, y, groups)
+        return loss
+
+    def _look_at_mean(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
+        """Warn where y is far from f; of the few clusters of a small batch the mean says nothing."""
+        terms = [] if isinstance(groups, Rows) else self.factors.terms(groups, len(y))
+        if self.mode != "features" and all(
+            len(term.codes.unique()) >= min(ENOUGH_LEVELS, term.effects.num_levels) for term in terms
+        ):
+            warn_of_mean(self._against(output, y)[0], y)
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)

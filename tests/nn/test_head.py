@@ -92,6 +92,39 @@ def test_an_offset_is_a_part_of_f(make, name, mode):
     assert again.to(torch.bfloat16).offset.item() == 1000.0
 
 
+def test_an_offset_is_set_to_a_number(make):
+    head = make("intercepts").head()
+    buffer = head.offset
+    for value in (3, 3.0, torch.tensor([3.0])):
+        head.offset = value
+        assert head.offset is buffer
+        assert (buffer.item(), buffer.dtype, buffer.shape) == (3.0, torch.float64, torch.Size([]))
+        buffer.fill_(0.0)
+    with pytest.raises(TypeError, match="`offset` must be one finite number"):
+        head.offset = torch.ones(2)
+
+
+@pytest.mark.parametrize("mode", ["batch", "exact"])
+@pytest.mark.parametrize("name", ["intercepts", "crossed"])
+def test_y_far_from_zero_is_said_once(make, name, mode):
+    case, head, other = make(name), make(name).head(mode=mode), make(name).head(mode=mode)
+    y = case.y + 40.0
+    with torch.no_grad():
+        head(case.f, y, case.groups)  # not in training
+    groups = head.rows(case.groups) if mode == "exact" else case.groups
+    with pytest.warns(UserWarning, match=r"y \+(39|4\d)\S* away from what the network gives.*head.offset = y.mean"):
+        head(case.f, y, groups)
+    head(case.f, y, groups)
+    other.offset = y.mean()
+    other(case.f, y, case.groups)
+    make(name).head(mode="features")(torch.randn(len(y), 2), y, case.groups)
+
+
+def test_the_mean_of_few_clusters_says_nothing(make):
+    case = make("intercepts")
+    case.head()(case.f, case.y + 40.0, {"a": case.groups["a"] % 4})
+
+
 def test_start_shares_the_variance(make):
     case = make("crossed")
     y = 3.0 * case.y
@@ -180,6 +213,7 @@ def test_a_step_looks_at_the_range_of_the_codes_and_at_the_loss_alone(make, name
         head = case.head().to(device.name)
         f, y, groups = (moved(part, device.name) for part in (torch.randn(len(case.y)), case.y, case.groups))
         f.requires_grad_()
+        head(f, y, groups)  # the first one looks at the mean too
         device.forget()
         head(f, y, groups).backward()
         assert len(device.reads) == 2
