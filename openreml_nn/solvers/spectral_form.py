@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import reduce as fold
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from openreml_nn.covariance import (
     Matrix,
     ScalarMatrix,
     SimpleMatrix,
+    Sum,
 )
 from openreml_nn.solvers.reductions import Source
 from openreml_nn.solvers.terms import operands_of
@@ -135,26 +137,47 @@ class KernelForm:
     """V = a Z K Z' + b I.
 
     Attributes:
-        term: Index of the operand Z K Z'.
-        residual: Index of the residual.
         name: Name of the term.
+        factors: Indices of the thetas whose variances multiply to a, and of those that do to b.
         rows: How the rows belong to what is reduced.
         source: What is reduced.
     """
 
-    term: int
-    residual: int
     name: str
+    factors: tuple[list[int], list[int]]
     rows: Rows
     source: Source
 
-    def scales(self, V: Matrix, theta: Tensor) -> Tensor:
-        """[a, b], shape (2,)."""
-        operands = operands_of(V, theta)
-        _, G, own = operands[self.term]
-        if isinstance(G, CovariancePropagation):
-            _, (G, own) = G.parts(own)
-        return torch.stack([scale_of(G, own), scale_of(*operands[self.residual][1:])])
+    @property
+    def variances(self) -> list[int] | None:
+        """Indices of the thetas of a and of b, where each is one variance of its own; else None."""
+        of_a, of_b = self.factors
+        return [*of_a, *of_b] if len(of_a) == len(of_b) == 1 and of_a != of_b else None
+
+    def scales(self, V: Matrix, theta: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """[a, b], shape (2,), and their derivatives by θ, shape (2, k), on the host."""
+        theta = theta.detach()
+        both = torch.stack([V.trans_params(theta), V.trans_grad(theta)])
+        natural, slopes = both.to("cpu", torch.float64).numpy()
+        scales, J = np.ones(2), np.zeros((2, len(theta)))
+        for row, own in enumerate(self.factors):
+            scales[row] = natural[own].prod()
+            for place, i in enumerate(own):
+                J[row, i] += slopes[i] * natural[own[:place] + own[place + 1 :]].prod()
+        return scales, J
+
+
+def _factors(G: Matrix, index: list[int]) -> list[int]:
+    """Indices of the thetas whose variances multiply a matrix that ``scaled`` takes; one that does so twice is twice.
+
+    Args:
+        G: The matrix.
+        index: Indices of its thetas.
+    """
+    if not isinstance(G, KroneckerProduct):
+        return index
+    parts = zip(G.operand_list(), G.operand_names, strict=True)
+    return [i for operand, name in parts for i in _factors(operand, [index[j] for j in G.operand_index(name)])]
 
 
 def kernel_form(V: Matrix) -> KernelForm | str:
@@ -164,8 +187,7 @@ def kernel_form(V: Matrix) -> KernelForm | str:
     if len(operands) != 2 or len(noise) != 1:
         names = ", ".join(f"{name or 'V'} ({type(operand).__name__})" for name, operand, _ in operands)
         return f"it needs one term Z G Z' and one residual σ²I (a `ScalarMatrix`), got {names}."
-    r, t = noise[0], 1 - noise[0]
-    term, Z, G = operands[t][0], None, operands[t][1]
+    term, Z, G = operands[1 - noise[0]][0], None, operands[1 - noise[0]][1]
     if isinstance(G, CovariancePropagation):
         Z, G = G.Z, G.G
         if Z.num_params:
@@ -178,14 +200,16 @@ def kernel_form(V: Matrix) -> KernelForm | str:
         )
 
     rows, source = _rows_of(Z, fixed.K, V.shape[0])
-    return KernelForm(t, r, term, rows, source)
+    assert isinstance(V, Sum)
+    factors = _factors(G, V.operand_index(term)), V.operand_index(operands[noise[0]][0])
+    return KernelForm(term, factors, rows, source)
 
 
 def _rows_of(Z: Matrix | None, K: Tensor | None, n: int) -> tuple[Rows, Source]:
     """How rows belong to levels, and what is to be reduced."""
     if Z is None:
-        rows = LevelRows(torch.arange(n, device=None if K is None else K.device), None, n)
-        return rows, Source("kernel", (K, rows.D))
+        ones = torch.ones(n, dtype=torch.float64, device=None if K is None else K.device)
+        return AllRows(n), Source("kernel", (K, ones))
     if isinstance(Z, IncidenceMatrix) and len(Z.effects) == 1:
         rows = LevelRows(Z.codes, None if Z.values is None else Z.values[:, 0], Z.num_levels)
         return rows, Source("kernel", (K, rows.D))
