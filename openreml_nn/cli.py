@@ -1,6 +1,6 @@
 """The command line: ``openreml-nn fit|validate|predict --config model.yaml``, on LightningCLI.
 
-``openreml-nn network fit|validate|predict`` does the same for a network with random effects (`MixedModelRegressor`).
+``openreml-nn network fit|validate|predict|refit`` is for a network with random effects (`MixedModelRegressor`).
 The exit code is 0 after a fit that converged, 1 for a mistake in the data or the model or a file that cannot be
 written, 2 for a mistake in the options, 3 after a fit that did not converge, whose results are written all the same,
 and 130 after Ctrl-C. A mistake is one line on stderr; with the environment variable ``OPENREML_NN_DEBUG`` set to
@@ -27,7 +27,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
-from openreml_nn.lightning.commands import COMMANDS, REMLCLI, Commands, NetworkCLI
+from openreml_nn.lightning.commands import REMLCLI, Commands, NetworkCLI
 from openreml_nn.solvers import processes
 from openreml_nn.solvers.ranks import DistNetworkError
 
@@ -38,7 +38,7 @@ _OPTION = re.compile(r"Option '([^']*)' is not accepted")
 _CLASS_PATH = re.compile(r"class_path'?[:=]? ?'([\w.]+)'")
 _UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 _REQUIRED = re.compile(r"arguments are required: .*")
-_COMMAND = re.compile(r"\b(?:fit|validate|predict)\.")
+_COMMAND = re.compile(r"\b(?:fit|validate|predict|refit)\.")
 _PREFIX = re.compile(r"^Type .* expects a function or a callable class: ")
 _FRAME = re.compile(
     r"$|Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path|Expected a path but"
@@ -48,8 +48,8 @@ _PEER = re.compile(r"Connection (reset|closed) by peer|Connection refused")  # o
 DEBUG = "OPENREML_NN_DEBUG"
 NOT_CONVERGED, INTERRUPTED = 3, 130
 HELP = (
-    "Linear mixed models by restricted maximum likelihood; `openreml-nn network fit` trains a network with random "
-    "effects. Exit codes: 0 done, 1 a mistake in the data or the model, 2 a mistake in the options, "
+    "Linear mixed models by restricted maximum likelihood; `openreml-nn network fit|validate|predict|refit` is for a "
+    "network with random effects. Exit codes: 0 done, 1 a mistake in the data or the model, 2 one in the options, "
     f"{NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
 )
 
@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 args=given[1:] if kind is NetworkCLI else given,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs=dict.fromkeys(COMMANDS, parser) | parser,
+                parser_kwargs=dict.fromkeys(kind.subcommands(), parser) | parser,
             )
         except Exception as error:
             if os.environ.get(DEBUG) or not is_mistake(error):

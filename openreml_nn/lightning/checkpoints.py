@@ -70,6 +70,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
             raise ValueError(f"The file {path} is no checkpoint, or a damaged one: {said}.") from error
 
 
+def run_folder(checkpoint: str | Path) -> str:
+    """Folder of the run that a checkpoint belongs to."""
+    folder = Path(checkpoint).parent
+    return str(folder.parent if folder.name == "checkpoints" else folder)
+
+
 def _refused(error: Exception) -> str:
     """What torch would not unpickle, from its message."""
     words = str(error).replace("GLOBAL ", "\nGLOBAL ").splitlines()

@@ -12,12 +12,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from openreml_nn.lightning.callbacks import ConvergenceCallback, PredictionFiles, ResultFiles
-from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO
+from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO, run_folder
 from openreml_nn.lightning.data import MixedModelDataModule
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.lightning.monitor import TensorBoardMonitor
 from openreml_nn.lightning.network_data import NetworkDataModule
 from openreml_nn.lightning.network_files import RefitFiles, RowPredictionFiles
+from openreml_nn.lightning.network_refit import NetworkTrainer
 from openreml_nn.lightning.regressor import MixedModelRegressor
 
 COMMANDS = ("fit", "validate", "predict")
@@ -46,11 +47,15 @@ class Commands(LightningCLI):
         parser.set_defaults({"checkpoint.enable_version_counter": False})
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads the options of a checkpoint here: refuse one that is damaged or holds code before."""
+        """Lightning reads the options of a checkpoint here."""
+        self._require_safe_checkpoint()
+        super()._parse_ckpt_path()
+
+    def _require_safe_checkpoint(self) -> None:
+        """Refuse a checkpoint that is damaged or holds code before anything of it is read."""
         path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
         if path and Path(path).is_file():
             SafeCheckpointIO().load_checkpoint(path)
-        super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
@@ -99,6 +104,8 @@ class REMLCLI(Commands):
 class NetworkCLI(Commands):
     """Trains a `MixedModelRegressor` on a `NetworkDataModule`, whose random effects its head takes.
 
+    Beside the other commands there is ``refit``, for a checkpoint of a training that did not end, or of its best epoch.
+
     Args:
         options: Those of ``LightningCLI``.
     """
@@ -113,8 +120,19 @@ class NetworkCLI(Commands):
 
     def __init__(self, **options: Any) -> None:
         own = {"log_every_n_steps": 10, "use_distributed_sampler": False}
-        defaults: dict[str, Any] = {"trainer_defaults": trainer_defaults() | own}
+        defaults: dict[str, Any] = {"trainer_class": NetworkTrainer, "trainer_defaults": trainer_defaults() | own}
         super().__init__(self.MODULE, self.DATA, **(defaults | options))
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return Commands.subcommands() | {"refit": {"model", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """What a training or a refit is to do is in the configuration, and not in the checkpoint."""
+        if self.config.get("subcommand") in ("fit", "refit"):
+            self._require_safe_checkpoint()
+        else:
+            super()._parse_ckpt_path()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -122,12 +140,6 @@ class NetworkCLI(Commands):
         parser.set_defaults(
             {"checkpoint.save_last": True, "model.head": {"class_path": "openreml_nn.nn.MixedModelHead"}}
         )
-
-
-def run_folder(checkpoint: str | Path) -> str:
-    """Folder of the run that a checkpoint belongs to."""
-    folder = Path(checkpoint).parent
-    return str(folder.parent if folder.name == "checkpoints" else folder)
 
 
 def trainer_defaults() -> dict[str, Any]:

@@ -34,7 +34,8 @@ def _write_again(trainer: L.Trainer, callback: ModelCheckpoint, refit: bool) -> 
         rank_zero_warn(
             f"The best checkpoint, {best}, is of an earlier step and predicts with the variance parameters before "
             f"the refit. The refit is in the model in memory, and in what `trainer.save_checkpoint` writes; for "
-            f"that of the best checkpoint load it and call `condition(loader, refit=True)`."
+            f"that of the best checkpoint load it and call `condition(loader, refit=True)`, or, on the command line, "
+            f"`openreml-nn network refit --ckpt_path {best}`."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from openreml_nn.lightning.callbacks import log_folder, write_predictions
 from openreml_nn.lightning.network_batches import joined
@@ -17,7 +18,8 @@ from openreml_nn.report import write_result
 class RefitFiles(Callback):
     """Writes the refit into the log folder at the end of a fit, as a `REMLModule`'s results, and prints its summary.
 
-    Without a refit it prints the variance parameters as the training left them, and writes nothing.
+    Without a refit it prints the variance parameters as the training left them, and writes nothing. A warning says
+    where no step was made, because the checkpoint already has the epochs asked for.
 
     Args:
         folder: Where to write; the Trainer's log folder when left out.
@@ -25,21 +27,28 @@ class RefitFiles(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
-        self.folder, self.verbose = folder, verbose
+        self.folder, self.verbose, self._idle = folder, verbose, False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._idle = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._idle = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder, module = log_folder(trainer, self.folder), _regressor(pl_module, self)
-        if not trainer.is_global_zero:
-            return
-        if module.result is not None:
-            write_result(module.result, folder)
-        if self.verbose:
-            print(variance_text(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
+        if self._idle:
+            rank_zero_warn(
+                f"No step was made: the checkpoint is of epoch {trainer.current_epoch}, and `max_epochs` is "
+                f"{trainer.max_epochs}; raise it. For a refit of the checkpoint take `openreml-nn network refit`."
+            )
+        elif trainer.is_global_zero:
+            write_refit(module, folder, self.verbose)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self.verbose:
             last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-            hint = f" Go on from {last} by --ckpt_path." if last else ""
+            hint = f" Go on from {last} by --ckpt_path, or predict from it after `network refit`." if last else ""
             print(f"\nInterrupted in epoch {trainer.current_epoch + 1}, without a refit.{hint}")
 
 
@@ -77,6 +86,14 @@ def predictions(table: pd.DataFrame, batches: list[Any]) -> pd.DataFrame:
     means, variances = zip(*batches, strict=True)
     table = table.assign(prediction=joined(list(means)).cpu().numpy())
     return table if variances[0] is None else table.assign(sd=joined(list(variances)).sqrt().cpu().numpy())
+
+
+def write_refit(module: MixedModelRegressor, folder: Path, verbose: bool = True) -> None:
+    """Write the refit of a module into a folder, where there is one; print it, or the variance parameters."""
+    if module.result is not None:
+        write_result(module.result, folder)
+    if verbose:
+        print(variance_text(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
 
 
 def variance_text(module: MixedModelRegressor) -> str:

@@ -299,7 +299,8 @@ class MixedModelRegressor(L.LightningModule):
         if self.head.posterior is None:
             raise ValueError(
                 "This model has no random effects to predict with: it was not fitted, or its checkpoint was written "
-                "before a validation and before the end of the fit. Load the checkpoint "
+                "before a validation and before the end of the fit. On the command line make one with them by "
+                "`openreml-nn network refit --ckpt_path FILE`. In Python load the checkpoint "
                 "(`load_from_checkpoint`), call `model.condition(train_loader)`, and predict without `ckpt_path`, "
-                "which would load it again; or take a checkpoint that was written after a validation or the fit."
+                "which would load it again. Or take a checkpoint that was written after a validation or the fit."
             )

@@ -70,6 +70,33 @@ def test_other_data_than_those_of_the_training_are_refused(capsys):
         assert "The checkpoint is of a fit to other data: the response differs." in capsys.readouterr().err
 
 
+def test_refit_of_a_checkpoint_of_an_earlier_epoch(capsys):
+    read_table("ratpup").head(2).to_csv("new.csv", index=False)
+    network("fit", "--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1")
+    folder = Path("runs", "regressor", "version_0")
+    first = str(folder / "checkpoints" / "epoch=0-step=4.ckpt")
+    with pytest.raises(SystemExit):
+        network("predict", "--data.predict_table", "new.csv", "--ckpt_path", first)
+    assert "`openreml-nn network refit --ckpt_path FILE`" in capsys.readouterr().err
+    network("refit", "--ckpt_path", first)
+    shown, made = capsys.readouterr(), folder / "epoch=0-step=4-refit"
+    assert (shown.err, "given the output of the network" in shown.out) == ("", True)
+    assert shown.out.strip().endswith(f"Results: {made}\nCheckpoint: {made / 'refit.ckpt'}")
+    assert (made / "fit.json").exists()
+    network("predict", "--data.predict_table", "new.csv", "--ckpt_path", str(made / "refit.ckpt"))
+    assert len(pd.read_csv(made / "predictions.csv")) == 2
+    assert sorted(path.name for path in Path("runs", "regressor").iterdir()) == ["version_0"]
+    with pytest.raises(SystemExit):
+        network("refit")
+    assert "the following arguments are required: --ckpt_path" in capsys.readouterr().err
+
+
+def test_the_configuration_says_whether_a_training_that_goes_on_ends_with_a_refit(capsys):
+    network("fit", "--trainer.max_epochs", "1", "--model.refit", "false")
+    checkpoint = str(Path("runs", "regressor", "version_0", "checkpoints", "last.ckpt"))
+    network("fit", "--trainer.max_epochs", "2", "--ckpt_path", checkpoint)
+    assert Path("runs", "regressor", "version_1", "fit.json").exists()
+
 
 def test_modes_terms_and_structures_are_options(capsys):
     options = yaml.safe_load(Path(CONFIG).read_text())

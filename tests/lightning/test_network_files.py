@@ -59,6 +59,18 @@ def test_an_interrupted_training_says_where_it_stopped(trainer, capsys):
     assert module.result is None
 
 
+def test_a_training_that_has_ended_says_that_no_step_was_made(trainer, tmp_path, capsys):
+    data = NetworkDataModule("sleepstudy", "Reaction ~ scale(Days)", ["Subject"], 60)
+    module = MixedModelRegressor(MLP(1, [4]), MixedModelHead(data.effects), refit=True)
+    run = trainer(max_epochs=1, callbacks=[])
+    run.fit(module, data)
+    run.save_checkpoint(tmp_path / "after.ckpt")
+    run = trainer(max_epochs=1, callbacks=[RefitFiles(tmp_path)])
+    with pytest.warns(UserWarning, match="No step was made: the checkpoint is of epoch 1, .* `max_epochs` is 1"):
+        run.fit(module, data, ckpt_path=tmp_path / "after.ckpt")
+    assert (capsys.readouterr().out, (tmp_path / "fit.json").exists()) == ("", False)
+
+
 def test_other_modules_and_data_are_refused(trainer, tmp_path):
     with pytest.raises(TypeError, match="`RefitFiles` needs a `MixedModelRegressor`, got Linear"):
         RefitFiles(tmp_path).on_fit_end(trainer(callbacks=[]), nn.Linear(1, 1))
