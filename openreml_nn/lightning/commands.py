@@ -22,6 +22,8 @@ from openreml_nn.lightning.network_refit import NetworkTrainer
 from openreml_nn.lightning.regressor import MixedModelRegressor
 
 COMMANDS = ("fit", "validate", "predict")
+RUNS = "runs"
+"""Folder of the log folders, unless the Trainer's ``default_root_dir`` says another."""
 
 
 class Commands(LightningCLI):
@@ -62,6 +64,8 @@ class Commands(LightningCLI):
         config = self.config[self.subcommand]
         logger = config.trainer.logger
         board = getattr(logger, "class_path", "").endswith("TensorBoardLogger")
+        if board and logger.init_args.save_dir == RUNS and config.trainer.default_root_dir:
+            logger.init_args.save_dir = str(config.trainer.default_root_dir)
         if self.subcommand != "fit":
             if not config.get("ckpt_path"):
                 raise MisconfigurationException(f"`{self.subcommand}` needs the checkpoint of a fit: --ckpt_path FILE.")
@@ -143,10 +147,10 @@ class NetworkCLI(Commands):
 
 
 def trainer_defaults() -> dict[str, Any]:
-    """Trainer options of every command: one device, a log folder under ``runs``, checkpoints without code in them."""
+    """Trainer options of every command: one device, a log folder under `RUNS`, checkpoints without code in them."""
     logger = {
         "class_path": f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}",
-        "init_args": {"save_dir": "runs", "name": None, "default_hp_metric": False},
+        "init_args": {"save_dir": RUNS, "name": None, "default_hp_metric": False},
     }
     return {
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",

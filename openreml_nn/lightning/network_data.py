@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -56,7 +57,8 @@ class NetworkDataModule(L.LightningDataModule):
             scaled as in the training rows), factors by treatment contrasts, without a column of ones.
         random: Random terms by name, each a `openreml_nn.data.Term`, a column, or a list of columns, as
             `MixedModelDataModule` takes them.
-        batch_size: Rows of a batch; None for all rows as one batch, as the exact likelihood wants them.
+        batch_size: Rows of a batch, of which an epoch should have many; None for all rows as one batch, as the exact
+            likelihood wants them.
         cluster: The term whose groups stay whole in a batch; the first one when left out.
         seed: Seed of the order of the groups.
         missing: ``"error"``: missing values are an error; ``"drop"``: their rows are left out, counted and logged.
@@ -68,8 +70,11 @@ class NetworkDataModule(L.LightningDataModule):
         inputs: Names of the columns of x.
 
     Raises:
-        ValueError: The table, the formula or a term cannot be used, there are no inputs or no random terms, or there is
-            no term ``cluster``.
+        ValueError: The table, the formula or a term cannot be used, there are no inputs or no random terms, there is
+            no term ``cluster``, or a validation or predictions are asked for without rows for them.
+
+    Warns:
+        UserWarning: An epoch has one or two steps.
 
     Example:
         >>> from openreml_nn.lightning import NetworkDataModule
@@ -144,10 +149,26 @@ class NetworkDataModule(L.LightningDataModule):
         return [] if self.validation_rows is None else self._in_order(self.validation_rows)
 
     def setup(self, stage: str) -> None:
-        """Without rows to validate on a fit has no validation."""
+        """Without rows to validate on a fit has no validation, and a validation is refused."""
+        if stage == "validate" and self.validation_rows is None:
+            raise ValueError(
+                "Nothing to validate on. Give --data.validation_table FILE on the command line, or `validation_table` "
+                "to `NetworkDataModule`: rows with the response."
+            )
+        if stage == "fit":
+            self._warn_of_few_steps()
         if stage == "fit" and self.validation_rows is None and self.trainer is not None:
             self._limit = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0
+
+    def _warn_of_few_steps(self) -> None:
+        rows = len(self.training_rows)
+        if self.batch_size is not None and 2 * self.batch_size > rows:
+            batches = -(-rows // self.batch_size)
+            rank_zero_warn(
+                f"An epoch is {batches} step{'s' * (batches > 1)}: the table has {rows} rows, and `batch_size` is "
+                f"{self.batch_size}. Give a smaller one for more steps, or None where all rows are to be one batch."
+            )
 
     def teardown(self, stage: str) -> None:
         if self._limit is not None and self.trainer is not None:

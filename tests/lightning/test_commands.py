@@ -91,6 +91,15 @@ def test_refit_of_a_checkpoint_of_an_earlier_epoch(capsys):
     assert "the following arguments are required: --ckpt_path" in capsys.readouterr().err
 
 
+def test_a_validation_needs_rows_and_logs_go_where_they_are_asked_to(capsys):
+    network("fit", "--trainer.max_epochs", "1", "--trainer.default_root_dir", "own")
+    assert sorted(path.name for path in Path().iterdir()) == ["own"]
+    checkpoint = str(Path("own", "regressor", "version_0", "checkpoints", "last.ckpt"))
+    with pytest.raises(SystemExit):
+        network("validate", "--ckpt_path", checkpoint)
+    assert "error: Nothing to validate on. Give --data.validation_table FILE" in capsys.readouterr().err
+
+
 def test_the_configuration_says_whether_a_training_that_goes_on_ends_with_a_refit(capsys):
     network("fit", "--trainer.max_epochs", "1", "--model.refit", "false")
     checkpoint = str(Path("runs", "regressor", "version_0", "checkpoints", "last.ckpt"))

@@ -88,6 +88,14 @@ def test_trains_and_predicts(trainer):
     assert run.limit_val_batches == 1.0
 
 
+def test_few_steps_are_said():
+    for size, said in ((322, "is 1 step: the table has 322 rows, and `batch_size` is 322"), (162, "is 2 steps")):
+        with pytest.warns(UserWarning, match=said):
+            NetworkDataModule("ratpup", PUPS, ["Litter"], size).setup("fit")
+    for size in (161, None):
+        NetworkDataModule("ratpup", PUPS, ["Litter"], size).setup("fit")
+
+
 def test_refused():
     with pytest.raises(
         ValueError, match=r"needs inputs and random terms, got no inputs from 'weight ~ 1' and \['Litter'\]"
@@ -99,3 +107,5 @@ def test_refused():
         NetworkDataModule("ratpup", PUPS, ["Litter"], cluster="Pen")
     with pytest.raises(ValueError, match="Nothing to predict"):
         NetworkDataModule("ratpup", PUPS, ["Litter"]).predict_dataloader()
+    with pytest.raises(ValueError, match="Nothing to validate on"):
+        NetworkDataModule("ratpup", PUPS, ["Litter"]).setup("validate")
