@@ -41,7 +41,7 @@ def fit(
     solver: str | Solver = "auto",
     direction: Direction | None = None,
     control: StepControl | None = None,
-    tolerance: float = 1e-12,
+    tolerance: float = 1e-11,
     max_steps: int = 200,
     rank: str = "drop",
     x_names: Sequence[str] | None = None,

@@ -26,6 +26,7 @@ from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
+NEAR = 1e-2  # share of the Newton decrement that a step leaves where what it taught is used in the next one
 FAR = 6.0  # raw way from the start at which parameters that cannot be told apart have run off together
 
 
@@ -92,7 +93,7 @@ class AverageInformation(torch.optim.Optimizer):
         *,
         geometry: Geometry | Callable[[], Geometry] | None = None,
         control: StepControl | None = None,
-        tolerance: float = 1e-12,
+        tolerance: float = 1e-11,
     ) -> None:
         super().__init__(params, {})
         if len(self.param_groups) != 1:
@@ -224,9 +225,16 @@ class AverageInformation(torch.optim.Optimizer):
         if step is None:
             s.update(secant=np.zeros_like(S), use_secant=False)
             return
-        use = bool(S.any()) and predicts_better(S, self._curvature(s, False), s["score"], step, gain)
-        H = information + left_out(s["cells"], s["theta"] + step, score, s["held"])
-        s.update(secant=updated(S, H, step, s["score"] - score), use_secant=use)
+        known, before = bool(S.any()), self._curvature(s, False)
+        after = information + left_out(s["cells"], s["theta"] + step, score, s["held"])
+        if known:
+            use = predicts_better(S, before, s["score"], step, gain)
+        else:
+            free = s["held"] == 0
+            was, left = (newton_decrement(among(H, free), g[free])
+                         for H, g in ((s["information"], s["score"]), (information, score)))  # fmt: skip
+            use = left < NEAR * was
+        s.update(secant=updated(S, 0.5 * (before + after), step, s["score"] - score), use_secant=use)
 
     def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
         """Information, what a triangular factor adds to it, and what was learnt."""
