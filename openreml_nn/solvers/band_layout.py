@@ -58,6 +58,9 @@ class BandLayout(Layout):
         return self.order.index_select(0, column + below), self.order.index_select(0, column), value
 
     def matrix(self, A: Tensor) -> SparseMatrix:
+        if not bool(self.by_column(A)[: self.size, 1:].any()):  # one factor, no level of which meets another
+            each = torch.arange(self.size + 1)
+            return SparseMatrix(each, each[:-1], self.diagonal(A), (self.size, self.size))
         row, column, value = self.elements(A)
         beside = row != column
         rows, columns = torch.cat([row, column[beside]]), torch.cat([column, row[beside]])
