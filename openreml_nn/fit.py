@@ -41,7 +41,7 @@ def fit(
     solver: str | Solver = "auto",
     direction: Direction | None = None,
     control: StepControl | None = None,
-    tolerance: float = 1e-12,
+    tolerance: float = 1e-11,
     max_steps: int = 200,
     rank: str = "drop",
     x_names: Sequence[str] | None = None,
@@ -132,20 +132,22 @@ def maximise(
         where the steps have made it); no step is made where all thetas are fixed.
     """
     V, ranks, history = problem.V, problem.ranks, list[Progress]()
+    parameters = V.theta_parameters()
     current: list[Evaluation] = []  # the last evaluation, freed before the next is made
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         current.clear()
         current.append(problem.evaluate())
         loss = ranks.same_loss(-objective.loglik(current[0]))
         loss.backward()
-        ranks.same_gradients(V.theta_parameters())
+        ranks.same_gradients(parameters)
         return loss
 
     if V.free_index:
         optimizer = AverageInformation(
-            V.theta_parameters(),
+            parameters,
             information=lambda: ranks.first(direction.information(objective, current[0])),
             geometry=lambda: Geometry.of(V),
             control=control,

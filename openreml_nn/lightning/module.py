@@ -34,7 +34,7 @@ from openreml_nn.optim import Average, AverageInformation, Direction, Geometry, 
 from openreml_nn.result import FitResult
 from openreml_nn.solvers import ALONE, Problem, Ranks, Solver, processes
 
-SECOND_ORDER, FIRST_ORDER = 1e-12, 1e-8  # Newton decrements at which a fit has converged
+SECOND_ORDER, FIRST_ORDER = 1e-11, 1e-8  # Newton decrements at which a fit has converged
 
 
 class REMLModule(L.LightningModule):
@@ -46,7 +46,7 @@ class REMLModule(L.LightningModule):
         solver: ``"auto"``, the name of a solver, or a solver.
         direction: Information matrix of the steps; average information by default.
         control: Step control of `AverageInformation`; a trust region by default.
-        tolerance: Newton decrement at which the fit has converged; 1e-12, or 1e-8 with another optimizer.
+        tolerance: Newton decrement at which the fit has converged; 1e-11, or 1e-8 with another optimizer.
         start: Where a fit starts: ``"data"``: from the least-squares residual variance; ``"current"``: at V's own
             thetas; ``"auto"``: from the data if V's thetas are all at their raw default 0, else V's own; or raw thetas.
         optimizer: Makes another optimizer from the parameters that are not fixed, such as ``torch.optim.LBFGS``.

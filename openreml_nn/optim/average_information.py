@@ -26,6 +26,7 @@ from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
+NEAR = 1e-2  # share of the Newton decrement that a step leaves where what it taught is used in the next one
 FAR = 6.0  # raw way from the start at which parameters that cannot be told apart have run off together
 
 
@@ -92,7 +93,7 @@ class AverageInformation(torch.optim.Optimizer):
         *,
         geometry: Geometry | Callable[[], Geometry] | None = None,
         control: StepControl | None = None,
-        tolerance: float = 1e-12,
+        tolerance: float = 1e-11,
     ) -> None:
         super().__init__(params, {})
         if len(self.param_groups) != 1:
@@ -120,7 +121,7 @@ class AverageInformation(torch.optim.Optimizer):
         g, H = s["score"][free], among(s["information"], free)
         return Progress(
             iteration=s["iteration"], loglik=-s["loss"], score_norm=norm(g),
-            decrement=newton_decrement(H, g), condition=condition(H),
+            decrement=s["decrement"], condition=condition(H),
             step_norm=s["step_norm"], step_length=s["step_length"], trials=s["trials"],
             held=tuple(int(h) for h in s["held"]),
             done=s["done"], converged=s["converged"], reason=s["reason"],
@@ -176,7 +177,8 @@ class AverageInformation(torch.optim.Optimizer):
         """Try steps until one is accepted, or none is left to try."""
         units, free = s["units"], s["held"] == 0
         g, H = s["score"] * units, self._curvature(s, s["use_secant"]) * np.outer(units, units)
-        candidates = leaps(self._place(s), self._newton(s))
+        full = embedded(newton_step(among(H, free), g[free]), free)
+        candidates = leaps(self._place(s), full)
         rounding, trials = ROUNDING * max(1.0, abs(s["loss"])), 0
         same_units = units if s["finite"].any(axis=0).all() else None  # those of parameters with an end are 1
         while True:
@@ -191,6 +193,7 @@ class AverageInformation(torch.optim.Optimizer):
             if leap is None and s["use_secant"] and seen:
                 s.update(secant=np.zeros_like(s["secant"]), use_secant=False)
                 H = self._curvature(s, False) * np.outer(units, units)
+                full = embedded(newton_step(among(H, free), g[free]), free)
             elif leap is None:
                 radius = self.control.after_rejection(s["radius"], length)
                 if radius is None or not seen or trials > 60:
@@ -200,33 +203,36 @@ class AverageInformation(torch.optim.Optimizer):
         gain = s["loss"] - at.loss
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
-        self._learn(s, step * units if leap is None else None, at.score, at.information, gain)
-        full = norm(newton_step(among(H, free), g[free]))
+        self._learn(s, step * units if leap is None else None, at, gain)
         s.update(
-            vars(at), iteration=s["iteration"] + 1,
-            step_norm=length, trials=trials, step_length=length / full if full > 0 else 0.0,
+            vars(at), iteration=s["iteration"] + 1, step_norm=length, trials=trials,
+            step_length=length / norm(full) if full.any() else 0.0,
         )  # fmt: skip
         self._judge(s)
 
     def _is_better(self, s: dict[str, Any], at: _Point, seen: bool, rounding: float) -> bool:
         """Whether ℓ is higher at a trial point; where a gain could not be ``seen``, whether the decrement is lower."""
-        gain, free = s["loss"] - at.loss, s["held"] == 0
+        gain = s["loss"] - at.loss
         if seen or gain <= -rounding or not at.theta.size:
             return seen and gain > 0
-        now = newton_decrement(among(s["information"], free), s["score"][free])
-        return newton_decrement(among(at.information, free), at.score[free]) < now
+        return self._decrement(at, s["held"] == 0) < s["decrement"]
 
-    def _learn(
-        self, s: dict[str, Any], step: np.ndarray | None, score: np.ndarray, information: np.ndarray, gain: float
-    ) -> None:
+    def _learn(self, s: dict[str, Any], step: np.ndarray | None, at: _Point, gain: float) -> None:
         """Learn from an accepted step what the information leaves out; a leap (None) tells nothing of the curvature."""
         S = s["secant"]
         if step is None:
             s.update(secant=np.zeros_like(S), use_secant=False)
             return
-        use = bool(S.any()) and predicts_better(S, self._curvature(s, False), s["score"], step, gain)
-        H = information + left_out(s["cells"], s["theta"] + step, score, s["held"])
-        s.update(secant=updated(S, H, step, s["score"] - score), use_secant=use)
+        before = self._curvature(s, False)
+        after = at.information + left_out(s["cells"], at.theta, at.score, s["held"])
+        if S.any():
+            use = predicts_better(S, before, s["score"], step, gain)
+        else:
+            use = self._decrement(at, s["held"] == 0) < NEAR * s["decrement"]
+        s.update(secant=updated(S, 0.5 * (before + after), step, s["score"] - at.score), use_secant=use)
+
+    def _decrement(self, at: _Point, free: np.ndarray) -> float:
+        return newton_decrement(among(at.information, free), at.score[free])
 
     def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
         """Information, what a triangular factor adds to it, and what was learnt."""
@@ -255,19 +261,14 @@ class AverageInformation(torch.optim.Optimizer):
             finite=s["finite"], mirrors=s["mirrors"] & (np.abs(theta) > 1e-6 * units),
         )  # fmt: skip
 
-    def _newton(self, s: dict[str, Any]) -> np.ndarray:
-        """Newton's step of all free parameters together, in their units."""
-        units, free = s["units"], s["held"] == 0
-        H = s["information"] * np.outer(units, units)
-        return embedded(newton_step(among(H, free), (s["score"] * units)[free]), free)
-
     def _judge(self, s: dict[str, Any]) -> None:
         """Hold and release parameters, and end where nothing is left to gain."""
         place = self._place(s)
         at, _ = place.flat(AT)
         s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
-        if newton_decrement(among(s["information"], free), s["score"][free]) <= self.tolerance:
+        s["decrement"] = newton_decrement(among(s["information"], free), s["score"][free])
+        if s["decrement"] <= self.tolerance:
             self._end(s, "the score is zero")
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:

@@ -32,9 +32,11 @@ class StepControl(ABC):
 
 def newton_step(H: np.ndarray, g: np.ndarray) -> np.ndarray:
     """H⁻¹ g without the directions in which H is flat or falls."""
-    values, vectors = np.linalg.eigh(H)
-    use = values > FLAT * max(values.max(initial=0.0), 0.0)
-    return vectors[:, use] @ ((vectors[:, use].T @ g) / values[use])
+    if not len(g):
+        return g
+    values, vectors = np.linalg.eigh(H)  # eigenvalues in order
+    first = int(np.searchsorted(values, FLAT * max(values[-1], 0.0), side="right"))
+    return vectors[:, first:] @ ((g @ vectors[:, first:]) / values[first:])
 
 
 @dataclass(frozen=True)

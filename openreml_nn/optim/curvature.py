@@ -9,14 +9,14 @@ DISTINCT = 1e-10  # smallest relative eigenvalue of the scaled information of pa
 
 def newton_decrement(H: np.ndarray, g: np.ndarray) -> float:
     """g'H⁻¹g, scaled by the diagonal of H so that units do not matter; infinite where H is not positive definite."""
-    d = H.diagonal()
     if not len(g):
         return 0.0
-    if (d <= 0).any() or not np.isfinite(H).all():
-        return float("inf") if np.abs(g).max() > 0 else 0.0
+    d = H.diagonal()
+    if not ((d > 0).all() and np.isfinite(H).all()):
+        return math.inf if g.any() else 0.0
     r = 1.0 / np.sqrt(d)
-    values, vectors = np.linalg.eigh(H * np.outer(r, r))
-    z = vectors.T @ (r * g)
+    values, vectors = np.linalg.eigh(H * r * r[:, None])
+    z = (r * g) @ vectors
     return float((z**2 / np.maximum(values, 1e-12)).sum())
 
 
@@ -38,7 +38,7 @@ def _null_space(H: np.ndarray) -> np.ndarray:
     if (d <= 0).any():
         return np.eye(len(d))[:, d <= 0]
     r = 1.0 / np.sqrt(d)
-    values, vectors = np.linalg.eigh(H * np.outer(r, r))
+    values, vectors = np.linalg.eigh(H * r * r[:, None])
     return vectors[:, values <= DISTINCT]
 
 

@@ -8,5 +8,9 @@ from torch import Tensor
 def to_host(*parts: Tensor) -> list[np.ndarray]:
     """Tensors of one device as float64 arrays of their shapes, by one transfer."""
     flat = torch.cat([part.detach().reshape(-1).to(torch.float64) for part in parts]).cpu().numpy()
-    ends = np.cumsum([part.numel() for part in parts])
-    return [own.reshape(part.shape) for own, part in zip(np.split(flat, ends[:-1]), parts, strict=True)]
+    arrays, begin = [], 0
+    for part in parts:
+        end = begin + part.numel()
+        arrays.append(flat[begin:end].reshape(part.shape))
+        begin = end
+    return arrays

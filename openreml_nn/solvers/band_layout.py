@@ -38,6 +38,7 @@ class BandLayout(Layout):
         self.position[order] = torch.arange(self.size, device=order.device)
         filling = order[:1].expand(self.count * width - self.size)  # a filling row copies another
         self.rows = torch.cat([order, filling])
+        self.upper = torch.ones(width, width, dtype=torch.float64).triu()  # where blocks below the diagonal are filled
 
     def by_column(self, A: Tensor) -> Tensor:
         """A_{j+d,j} in row j and column d, shape (T w, w + 1)."""
@@ -57,6 +58,9 @@ class BandLayout(Layout):
         return self.order.index_select(0, column + below), self.order.index_select(0, column), value
 
     def matrix(self, A: Tensor) -> SparseMatrix:
+        if not bool(self.by_column(A)[: self.size, 1:].any()):  # one factor, no level of which meets another
+            each = torch.arange(self.size + 1)
+            return SparseMatrix(each, each[:-1], self.diagonal(A), (self.size, self.size))
         row, column, value = self.elements(A)
         beside = row != column
         rows, columns = torch.cat([row, column[beside]]), torch.cat([column, row[beside]])
@@ -110,24 +114,24 @@ class BandCholesky(Factor):
     def inverse(self) -> Tensor:
         T, w, L = self.layout.count, self.layout.width, self.L
         D = L.as_strided((T, w, w), (w * (w + 1), 1, w))  # above its diagonal is what is not of it
-        E = L.as_strided((T - 1, w, w), (w * (w + 1), 1, w), w).triu()
-        X = torch.linalg.solve_triangular(D, torch.eye(w, dtype=L.dtype), upper=False).numpy()
+        E = L.as_strided((T - 1, w, w), (w * (w + 1), 1, w), w) * self.layout.upper
+        X = torch.linalg.solve_triangular(D, torch.eye(w, dtype=L.dtype), upper=False)
         blocks = L.new_empty(T, 2 * w, w)
-        _add_later(blocks.numpy(), X, E.numpy())
+        blocks[:, :w] = X.mT @ X
+        blocks[-1, w:] = 0.0
+        _add_later(blocks.numpy(), torch.bmm(E, X[:-1]).neg_().numpy())
         return blocks.as_strided((T, w, w + 1), (2 * w * w, w + 1, w)).reshape(-1)
 
 
-def _add_later(blocks: np.ndarray, X: np.ndarray, E: np.ndarray) -> None:
-    """Write the blocks on the diagonal and those below them, one above the other, shape (T, 2 w, w).
+def _add_later(blocks: np.ndarray, minus_W: np.ndarray) -> None:
+    """Write the blocks below those on the diagonal, one above the other, shape (T, 2 w, w), and complete the latter.
 
     By NumPy, which starts a product in half the time of PyTorch.
     """
-    w = X.shape[1]
-    own, below = blocks[:, :w], blocks[:, w:]
-    np.matmul(X.transpose(0, 2, 1), X, out=own)
-    W = np.matmul(E, X[:-1])
-    below[-1] = 0.0
-    for t in range(len(W) - 1, -1, -1):
-        np.dot(own[t + 1], W[t], out=below[t])
-        own[t] += W[t].T @ below[t]
-        np.negative(below[t], out=below[t])
+    w = minus_W.shape[1]
+    own, below = blocks[::-1, :w], blocks[-2::-1, w:]
+    later = own[0]
+    for block, beside, W in zip(own[1:], below, minus_W[::-1], strict=True):
+        np.dot(later, W, out=beside)
+        block += np.dot(W.T, beside)
+        later = block

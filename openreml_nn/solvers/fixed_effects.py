@@ -207,7 +207,7 @@ def _independent_columns(R: Tensor) -> tuple[list[int], list[int]]:
     kept, aliased = list(range(R.shape[1])), []
     lengths = torch.linalg.vector_norm(R, dim=0)
     while kept:
-        left = torch.linalg.qr(R[:, kept], mode="r")[1].diagonal().abs()
+        left = (torch.linalg.qr(R[:, kept], mode="r")[1] if aliased else R).diagonal().abs()
         if len(left) < len(kept):  # more columns than rows: those beyond depend on the others
             left = torch.cat([left, left.new_zeros(len(kept) - len(left))])
         dependent = (left <= ALIASED * lengths[kept]).nonzero()

@@ -64,10 +64,10 @@ def test_converged_means_that_the_score_is_zero(name: str, problem_of: ProblemOf
     (score,) = torch.autograd.grad(-REML(V)(y, X, leaf), leaf)
     free = np.array(result.held) == 0
     se = np.sqrt(np.diag(result.theta_cov))[free]
-    assert np.abs(score.numpy()[free] * se).max() < 1e-6
+    assert np.abs(score.numpy()[free] * se).max() < 4e-6  # a decrement of 1e-11
     last = result.history[-1]
     assert last.done
-    assert last.decrement < 1e-12
+    assert last.decrement < 1e-11
     assert last.score_norm == pytest.approx(float(np.linalg.norm(score.numpy()[free])), abs=1e-9)
     assert all(not h.done for h in result.history[:-1])
     if name in BOUNDARY:

@@ -43,3 +43,15 @@ def test_choice(S: np.ndarray, better: bool) -> None:
     g, step = np.array([1.0, 2.0, 3.0]), np.array([0.5, -0.5, 1.0])
     gain = float(g @ step - 0.5 * step @ (H + MISSING) @ step)
     assert predicts_better(S, H, g, step, gain) == better
+
+
+def test_the_mean_information_leaves_what_is_missing() -> None:
+    """With an information h + c x that grows along the step and a missing curvature of 0.3, exactly 0.3 is learnt."""
+
+    def score(x: float) -> float:
+        return 5.0 - (2.0 + 0.3) * x - 0.5 * 1.5 * x**2
+
+    step = np.array([0.8])
+    mean = np.array([[0.5 * (2.0 + (2.0 + 1.5 * 0.8))]])
+    S = updated(np.zeros((1, 1)), mean, step, np.array([score(0.0) - score(0.8)]))
+    np.testing.assert_allclose(S, [[0.3]])
