@@ -204,7 +204,7 @@ def _column_of_ones(X: Tensor) -> int | None:
 
 def _independent_columns(R: Tensor) -> tuple[list[int], list[int]]:
     """Columns kept and columns aliased, decided from left to right as R's lm and lme4 do; X = U R says it all by R."""
-    kept, aliased = list(range(R.shape[1])), []
+    kept, aliased = list(range(R.shape[1])), list[int]()
     lengths = torch.linalg.vector_norm(R, dim=0)
     while kept:
         left = (torch.linalg.qr(R[:, kept], mode="r")[1] if aliased else R).diagonal().abs()
