@@ -18,7 +18,8 @@ from openreml_nn.covariance.structures.incidence import pairs_within
 from openreml_nn.nn.batch import BatchTerm
 from openreml_nn.solvers import RandomTerm, random_terms
 from openreml_nn.solvers.memory import require_memory
-from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, MixedModelEvaluation
+from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
+from openreml_nn.solvers.mixed_model_problem import MixedModelEvaluation
 
 MATRICES_AT_PEAK = 4  # of the size of the covariance of the effects of the rest
 AT_ONCE = 2**22  # elements of a matrix of rows by effects that is made for their variances

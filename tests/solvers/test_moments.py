@@ -20,7 +20,8 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.optim import data_start
 from openreml_nn.solvers import DenseSolver, orders
-from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver, MixedModelProblem
+from openreml_nn.solvers.mixed_model_equations import MixedModelEquationsSolver
+from openreml_nn.solvers.mixed_model_problem import MixedModelProblem
 
 generator = torch.Generator().manual_seed(3)
 N = 240
