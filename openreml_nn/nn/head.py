@@ -1,47 +1,30 @@
 r"""The head of a network for clustered data: y = f(x) + Σ Zb + ε, trained by the marginal likelihood.
 
 The network gives f, the head adds random effects b ~ N(0, G(θ)) and a residual variance σ². Its loss is −ℓ per row, and
-its gradient reaches the network and θ in one backward pass.
+its gradient reaches the network and θ in one backward pass. Here is what comes after a training: random effects from
+all rows, predictions, the refit.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
+from openreml_nn.covariance import Matrix
 from openreml_nn.fit import fit
-from openreml_nn.nn.batch import RESIDUAL, batch_deviance, one_effect_loss, scalar_like
-from openreml_nn.nn.checks import (
-    enough_rows,
-    explained,
-    finite,
-    one_number,
-    require_column,
-    require_finite,
-    require_pair,
-    warn_of_mean,
-    without_autocast,
-)
-from openreml_nn.nn.dtypes import KeepsDtype
+from openreml_nn.nn.checks import require_finite
 from openreml_nn.nn.effects import Effects
-from openreml_nn.nn.factors import Factors, Groups
+from openreml_nn.nn.factors import Groups
+from openreml_nn.nn.marginal import MarginalLikelihood
 from openreml_nn.nn.posterior import Posterior, condition
 from openreml_nn.nn.rows import Rows
-from openreml_nn.optim import data_start
 from openreml_nn.result import FitResult
 from openreml_nn.solvers import Solver
-from openreml_nn.solvers.dense import DenseProblem
-from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
-
-MODES = ("batch", "exact", "features")
-ENOUGH_LEVELS = 5  # in a batch, for its mean to say something of the mean of all rows
 
 
-class MixedModelHead(KeepsDtype):
+class MixedModelHead(MarginalLikelihood):
     r"""Loss and predictions of y ~ N(f, V(θ)), V = Σ Z G(θ) Z' + σ²I, for a network that gives f.
 
     ============== ============================= ==========================================================
@@ -99,8 +82,6 @@ class MixedModelHead(KeepsDtype):
     Source: Simchoni & Rosset (2021), NeurIPS 34, 25111-25122; (2023), JMLR 24 (156), 1-57.
     """
 
-    offset: Tensor
-
     def __init__(
         self,
         effects: Mapping[str, Effects],
@@ -109,125 +90,8 @@ class MixedModelHead(KeepsDtype):
         residual: float = 1.0,
         solver: str | Solver = "auto",
     ) -> None:
-        super().__init__()
-        if mode not in MODES or str(method).upper() not in ("REML", "ML"):
-            raise ValueError(
-                f"`MixedModelHead` needs a mode of {', '.join(map(repr, MODES))} and a method of 'REML' or 'ML', got "
-                f"{mode!r} and {method!r}."
-            )
-        self.mode, self.method, self.solver = mode, str(method).upper(), solver
-        self.factors = Factors(effects)
-        self.residual = ScalarMatrix(1, start=residual)
-        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
+        super().__init__(effects, mode, method, residual, solver)
         self.posterior: Posterior | None = None
-        self._mean_seen = False
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "offset":
-            self.offset.fill_(one_number(value))
-        else:
-            super().__setattr__(name, value)
-
-    # ---- parameters --------------------------------------------------------------------------------------------------
-
-    @property
-    def effects(self) -> dict[str, Effects]:
-        """The random effects by name."""
-        return self.factors.effects
-
-    @property
-    def thetas(self) -> list[nn.Parameter]:
-        """The raw thetas of all terms, each once; the weights of a kernel's network are not among them."""
-        return self.factors.thetas_with(self.residual)
-
-    def variance(self) -> dict[str, float]:
-        """Variance parameters on their natural scale by name: ``subject/sigma^2``, ``residual/sigma^2``."""
-        found: dict[str, float] = {}
-        for name, matrix in [*((name, own.G) for name, own in self.effects.items()), (RESIDUAL, self.residual)]:
-            values = matrix.natural(matrix.theta.detach()).tolist()
-            found |= {f"{name}/{parameter}": x for parameter, x in zip(matrix.natural_names, values, strict=True)}
-        return found
-
-    # ---- the loss ----------------------------------------------------------------------------------------------------
-
-    def forward(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
-        """−ℓ per row, a scalar in float64, differentiable in ``output`` and in the thetas.
-
-        With features the restricted likelihood is that of the contrasts of y with the columns of an orthonormal basis,
-        log|X'V⁻¹X| − log|X'X| in the place of log|X'V⁻¹X|, so that the scale of the features does not matter.
-
-        Args:
-            output: What the network gives, of any floating-point type: f, shape (m,) or (m, 1), or features, (m, p).
-            y: Response, shape (m,) or (m, 1).
-            groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
-                rows once.
-
-        Raises:
-            TypeError: y or codes are no tensors.
-            ValueError: Shapes or codes do not fit, or the loss is not finite: missing or infinite values in y or in the
-                output, or a variance parameter that has run away.
-            NotPositiveDefinite: V is not positive definite at the present thetas.
-        """
-        require_pair(output, y)
-        if not len(y):
-            raise ValueError("`MixedModelHead` got a batch without rows.")
-        with without_autocast(output.device.type), explained(output, y, self.variance):
-            loss = finite(self._loss(output, y, groups))
-        if not self._mean_seen and loss.requires_grad:
-            self._mean_seen = True
-            self._look_at_mean(output, y, groups)
-        return loss
-
-    def _look_at_mean(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
-        """Warn where y is far from f; of the few clusters of a small batch the mean says nothing."""
-        terms = [] if isinstance(groups, Rows) else self.factors.terms(groups, len(y))
-        if self.mode != "features" and all(
-            len(term.codes.unique()) >= min(ENOUGH_LEVELS, term.effects.num_levels) for term in terms
-        ):
-            warn_of_mean(self._against(output, y)[0], y)
-
-    def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
-        restricted, m = self.method == "REML", len(output)
-        if isinstance(groups, Rows) or self.mode == "exact":
-            rows = groups if isinstance(groups, Rows) else self.rows(groups)
-            deviance, p = rows.deviance(*self._against(output, y), restricted)
-        else:
-            terms = self.factors.terms(groups, m)
-            if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
-                require_column("The output", output)
-                return one_effect_loss(terms[0], self.residual, output, y.to(torch.float64) - self.offset)
-            r, X = self._against(output, y)
-            with enough_rows(*X.shape):
-                deviance, p = batch_deviance(terms, self.residual, r, X, restricted)
-        free = m - p if restricted else m
-        return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
-
-    def covariance(self, groups: Groups) -> Sum:
-        """V over rows, shape (n, n), with the thetas of the head."""
-        with torch.inference_mode(False):
-            terms = self.factors.terms(groups)
-            parts: dict[str, Matrix] = {
-                name: CovariancePropagation(term.effects.incidence(term.codes, term.design), term.effects.G)
-                for name, term in zip(self.effects, terms, strict=True)
-            }
-            return Sum(parts | {RESIDUAL: scalar_like(self.residual, len(terms[0].codes))})
-
-    def rows(self, groups: Groups) -> Rows:
-        """What the exact likelihood needs of the levels of all rows, made once: give it as ``groups`` at each step."""
-        return Rows(self.covariance(groups), self.solver)
-
-    # ---- after training ----------------------------------------------------------------------------------------------
-
-    def start(self, y: Tensor, groups: Groups) -> None:
-        """Set the thetas so that each term has an equal share of the variance of y; fixed thetas stay.
-
-        Args:
-            y: Response of all rows, or of many, shape (n,) or (n, 1).
-            groups: Their levels.
-        """
-        require_pair(y, y)
-        V = self.covariance(groups)
-        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y.reshape(-1)))))
 
     def condition(self, output: Tensor, y: Tensor, groups: Groups | Rows, variances: bool = True) -> None:
         """Predict the random effects from all training rows, for ``predict``; the thetas stay.
@@ -278,7 +142,7 @@ class MixedModelHead(KeepsDtype):
                 "again."
             )
         with torch.no_grad():
-            f, X = self._split(output)
+            f, X = self.fixed_part(output)
             terms = self.factors.terms(groups, len(f), unknown=True)
             mean = f + known.mean(terms, X)
             if not variances:
@@ -335,28 +199,11 @@ class MixedModelHead(KeepsDtype):
         with torch.no_grad():
             return torch.cat([part.to(torch.float64).flatten() for part in (*self.parameters(), self.offset)])
 
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """f and X of an output: with features f is 0, without X has no columns; float64."""
-        if self.mode != "features":
-            require_column("The output", output)
-            f = output.reshape(-1).to(torch.float64) + self.offset
-            return f, f.new_zeros((len(f), 0))
-        if output.ndim != 2:
-            raise ValueError(f"`MixedModelHead` needs features of shape (m, p), got {tuple(output.shape)}.")
-        phi = output.to(torch.float64)
-        return torch.zeros_like(phi[:, :0]).sum(1), torch.cat([torch.ones_like(phi[:, :1]), phi], dim=1)
-
-    def _against(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """y − f and X."""
-        f, X = self._split(output)
-        require_pair(f, y)
-        return y.reshape(-1) - f, X
-
     def _given(self, V: Matrix, r: Tensor, X: Tensor, variances: bool) -> Posterior:
         return condition(V, r, X, self.factors.average_levels(), self._parameters_and_offset(), variances)
 
     def _all_rows(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """y − f and X without history, both finite."""
-        r, X = self._against(output.detach(), y.detach() if isinstance(y, Tensor) else y)
+        r, X = self.left_over(output.detach(), y.detach() if isinstance(y, Tensor) else y)
         require_finite(output, y)
         return r, X

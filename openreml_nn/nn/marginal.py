@@ -1,0 +1,185 @@
+r"""The marginal likelihood y ~ N(f, V(θ)), V = Σ Z G(θ) Z' + σ²I, of what a network gives, in all its modes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openreml_nn.covariance import CovariancePropagation, Matrix, ScalarMatrix, Sum
+from openreml_nn.nn.batch import RESIDUAL, batch_deviance, one_effect_loss, scalar_like
+from openreml_nn.nn.checks import (
+    enough_rows,
+    explained,
+    finite,
+    one_number,
+    require_column,
+    require_pair,
+    warn_of_mean,
+    without_autocast,
+)
+from openreml_nn.nn.dtypes import KeepsDtype
+from openreml_nn.nn.effects import Effects
+from openreml_nn.nn.factors import Factors, Groups
+from openreml_nn.nn.rows import Rows
+from openreml_nn.optim import data_start
+from openreml_nn.solvers import Solver
+from openreml_nn.solvers.dense import DenseProblem
+from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
+
+MODES = ("batch", "exact", "features")
+ENOUGH_LEVELS = 5  # in a batch, for its mean to say something of the mean of all rows
+
+
+class MarginalLikelihood(KeepsDtype):
+    """Base class of a head: its random effects, its parameters and its loss.
+
+    Arguments, attributes and errors are those of `MixedModelHead`, which adds what comes after a training.
+    """
+
+    offset: Tensor
+
+    def __init__(
+        self,
+        effects: Mapping[str, Effects],
+        mode: str = "batch",
+        method: str = "REML",
+        residual: float = 1.0,
+        solver: str | Solver = "auto",
+    ) -> None:
+        super().__init__()
+        if mode not in MODES or str(method).upper() not in ("REML", "ML"):
+            raise ValueError(
+                f"`MixedModelHead` needs a mode of {', '.join(map(repr, MODES))} and a method of 'REML' or 'ML', got "
+                f"{mode!r} and {method!r}."
+            )
+        self.mode, self.method, self.solver = mode, str(method).upper(), solver
+        self.factors = Factors(effects)
+        self.residual = ScalarMatrix(1, start=residual)
+        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
+        self._mean_seen = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "offset":
+            self.offset.fill_(one_number(value))
+        else:
+            super().__setattr__(name, value)
+
+    # ---- parameters --------------------------------------------------------------------------------------------------
+
+    @property
+    def effects(self) -> dict[str, Effects]:
+        """The random effects by name."""
+        return self.factors.effects
+
+    @property
+    def thetas(self) -> list[nn.Parameter]:
+        """The raw thetas of all terms, each once; the weights of a kernel's network are not among them."""
+        return self.factors.thetas_with(self.residual)
+
+    def variance(self) -> dict[str, float]:
+        """Variance parameters on their natural scale by name: ``subject/sigma^2``, ``residual/sigma^2``."""
+        found: dict[str, float] = {}
+        for name, matrix in [*((name, own.G) for name, own in self.effects.items()), (RESIDUAL, self.residual)]:
+            values = matrix.natural(matrix.theta.detach()).tolist()
+            found |= {f"{name}/{parameter}": x for parameter, x in zip(matrix.natural_names, values, strict=True)}
+        return found
+
+    # ---- the loss ----------------------------------------------------------------------------------------------------
+
+    def forward(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
+        """−ℓ per row, a scalar in float64, differentiable in ``output`` and in the thetas.
+
+        With features the restricted likelihood is that of the contrasts of y with the columns of an orthonormal basis,
+        log|X'V⁻¹X| − log|X'X| in the place of log|X'V⁻¹X|, so that the scale of the features does not matter.
+
+        Args:
+            output: What the network gives, of any floating-point type: f, shape (m,) or (m, 1), or features, (m, p).
+            y: Response, shape (m,) or (m, 1).
+            groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
+                rows once.
+
+        Raises:
+            TypeError: y or codes are no tensors.
+            ValueError: Shapes or codes do not fit, or the loss is not finite: missing or infinite values in y or in the
+                output, or a variance parameter that has run away.
+            NotPositiveDefinite: V is not positive definite at the present thetas.
+        """
+        require_pair(output, y)
+        if not len(y):
+            raise ValueError("`MixedModelHead` got a batch without rows.")
+        with without_autocast(output.device.type), explained(output, y, self.variance):
+            loss = finite(self._loss(output, y, groups))
+        if not self._mean_seen and loss.requires_grad:
+            self._mean_seen = True
+            self._look_at_mean(output, y, groups)
+        return loss
+
+    def _look_at_mean(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
+        """Warn where y is far from f; of the few clusters of a small batch the mean says nothing."""
+        terms = [] if isinstance(groups, Rows) else self.factors.terms(groups, len(y))
+        if self.mode != "features" and all(
+            len(term.codes.unique()) >= min(ENOUGH_LEVELS, term.effects.num_levels) for term in terms
+        ):
+            warn_of_mean(self.left_over(output, y)[0], y)
+
+    def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
+        restricted, m = self.method == "REML", len(output)
+        if isinstance(groups, Rows) or self.mode == "exact":
+            rows = groups if isinstance(groups, Rows) else self.rows(groups)
+            deviance, p = rows.deviance(*self.left_over(output, y), restricted)
+        else:
+            terms = self.factors.terms(groups, m)
+            if self.mode == "batch" and len(terms) == 1 and terms[0].one_effect:
+                require_column("The output", output)
+                return one_effect_loss(terms[0], self.residual, output, y.to(torch.float64) - self.offset)
+            r, X = self.left_over(output, y)
+            with enough_rows(*X.shape):
+                deviance, p = batch_deviance(terms, self.residual, r, X, restricted)
+        free = m - p if restricted else m
+        return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
+
+    def covariance(self, groups: Groups) -> Sum:
+        """V over rows, shape (n, n), with the thetas of the head."""
+        with torch.inference_mode(False):
+            terms = self.factors.terms(groups)
+            parts: dict[str, Matrix] = {
+                name: CovariancePropagation(term.effects.incidence(term.codes, term.design), term.effects.G)
+                for name, term in zip(self.effects, terms, strict=True)
+            }
+            return Sum(parts | {RESIDUAL: scalar_like(self.residual, len(terms[0].codes))})
+
+    def rows(self, groups: Groups) -> Rows:
+        """What the exact likelihood needs of the levels of all rows, made once: give it as ``groups`` at each step."""
+        return Rows(self.covariance(groups), self.solver)
+
+    def start(self, y: Tensor, groups: Groups) -> None:
+        """Set the thetas so that each term has an equal share of the variance of y; fixed thetas stay.
+
+        Args:
+            y: Response of all rows, or of many, shape (n,) or (n, 1).
+            groups: Their levels.
+        """
+        require_pair(y, y)
+        V = self.covariance(groups)
+        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y.reshape(-1)))))
+
+    # ---- what the network gives --------------------------------------------------------------------------------------
+
+    def fixed_part(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """f and X of an output: with features f is 0, without X has no columns; float64."""
+        if self.mode != "features":
+            require_column("The output", output)
+            f = output.reshape(-1).to(torch.float64) + self.offset
+            return f, f.new_zeros((len(f), 0))
+        if output.ndim != 2:
+            raise ValueError(f"`MixedModelHead` needs features of shape (m, p), got {tuple(output.shape)}.")
+        phi = output.to(torch.float64)
+        return torch.zeros_like(phi[:, :0]).sum(1), torch.cat([torch.ones_like(phi[:, :1]), phi], dim=1)
+
+    def left_over(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y − f and X."""
+        f, X = self.fixed_part(output)
+        require_pair(f, y)
+        return y.reshape(-1) - f, X
