@@ -45,7 +45,12 @@ class Objective(nn.Module):
             y: Response, shape (n,).
             X: Design of the fixed effects, shape (n, p); a column of ones when left out.
             theta: Raw thetas, shape (k,); the module's own when left out.
+
+        Raises:
+            ValueError: theta has another length than V has parameters, or as ``prepare``.
         """
+        if theta is not None:
+            self.V.check_params(theta)
         return -self.loglik(self.prepare(y, X).evaluate(theta))
 
 

@@ -240,3 +240,8 @@ def test_strict_rank() -> None:
     assert float(objective(Y, double).detach()) == pytest.approx(float(objective(Y, X).detach()))
     with pytest.raises(ValueError, match=r"columns \[3\]"):
         objective.prepare(Y, double, rank="error")
+
+
+def test_thetas_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs a flat tensor of 2 parameters .*got shape \(3,\)"):
+        REML(AR1Matrix(N))(Y, X, theta=torch.zeros(3, dtype=torch.float64))
