@@ -26,7 +26,8 @@ those of the training; a refit takes 3 minutes and 7 GiB.
 
 Results are those of ``lmmnn_simulation.csv`` beside this file or of ``--results``, each with date, versions and
 machine. With ``--run`` they are appended as they come, and what is there is not run again; times are process times.
-With other ``--rows`` the numbers of levels change in proportion.
+With other ``--rows`` the numbers of levels change in proportion. Estimates are means, with their standard errors, of
+the repetitions.
 
 Sources: Simchoni & Rosset (2021), NeurIPS 34, 25111-25122; (2023), JMLR 24 (156), 1-57; their programs and result
 files at https://github.com/gsimchoni/lmmnn.
@@ -34,6 +35,7 @@ files at https://github.com/gsimchoni/lmmnn.
 
 import argparse
 import logging
+import math
 import os
 import platform
 from datetime import date
@@ -91,6 +93,8 @@ TABLES: dict[str, list[Job]] = {
     ],
     "longitudinal": [Job(s, m, repetitions=3 if s in TIME else 24 if s.sigma2[1] < 1.0 else 10)
                      for s in OWN_TIME + TIME for m in ("floor", "batch")],
+    "more subjects": [Job(s, m, repetitions=24 if s.sigma2[2] > 1.0 else 12)
+                      for s in OWN_TIME[:3] for m in ("floor", "batch")],
     "papers": [Job(s, m, repetitions=2, recipe="papers") for s in ONE for m in ("floor", "batch")],
 }  # fmt: skip
 TITLES = {
@@ -99,8 +103,10 @@ TITLES = {
     "two": "Two factors of 10,000 levels; not crossed: in the order of the authors' program",
     "longitudinal": "Random intercept, slope and quadratic term of 10,000 subjects; t=own: t ends at 1 for each "
     "subject, as the papers say; t=longest: for the longest one, as the authors' program has it",
+    "more subjects": "The same with t=own of four times as many subjects, 40,000, and rows",
     "papers": "One factor, the papers' recipe with dropout",
 }
+TIMES = {"more subjects": 4}  # how many rows a table has beside the others
 
 
 def main() -> None:
@@ -122,15 +128,15 @@ def main() -> None:
             jobs = [job for job in jobs if job.method in options.methods]
         if not jobs:
             continue
-        done = read(options.results)
+        done, rows = read(options.results), options.rows * TIMES.get(name, 1)
         most = max(options.repetitions or job.repetitions for job in jobs)
         for repetition in range(most if options.run else 0):
             for job in jobs:
-                key = (name, str(job.setting), job.method, options.rows, options.epochs or 0, repetition)
+                key = (name, str(job.setting), job.method, rows, options.epochs or 0, repetition)
                 if repetition < (options.repetitions or job.repetitions) and key not in done.index:
-                    for method, outcome in compute(job, options.rows, options.epochs, repetition).items():
+                    for method, outcome in compute(job, rows, options.epochs, repetition).items():
                         append(options.results, (*key[:2], method, *key[3:]), outcome)
-        print_table(name, jobs, read(options.results), options.rows, options.epochs or 0)
+        print_table(name, jobs, read(options.results), rows, options.epochs or 0)
 
 
 def compute(job: Job, rows: int, epochs: int | None, repetition: int) -> dict[str, Outcome]:
@@ -204,7 +210,7 @@ def print_table(name: str, jobs: list[Job], results: pd.DataFrame, rows: int, ep
     ours = [(s, m) for s in settings for m in methods if any(found[s, m].variances + found[s, m].trained)]
     if not ours:
         return
-    print("\nMean estimates after the refit, and before it; the floor's are REML with f known\n")
+    print("\nMean estimates (standard errors) after the refit, and before it; the floor's are REML with f known\n")
     _line(["setting", "method", "after the refit", "in training", "error of f"])
     _line(["---"] * 5)
     for s, m in ours:
@@ -221,9 +227,11 @@ def _published(setting: Setting) -> Setting:
 
 
 def _mean(texts: pd.Series) -> str:
-    """Means of ``name=value;name=value``, by name."""
+    """Means of ``name=value;name=value`` and their standard errors, by name."""
     rows = [dict(part.split("=") for part in text.split(";")) for text in texts if text]
-    return ", ".join(f"{name} {fmean(float(row[name]) for row in rows):.3f}" for name in (rows[0] if rows else []))
+    found = pd.DataFrame(rows).astype(float)
+    error = found.std() / math.sqrt(max(len(found), 1))
+    return ", ".join(f"{name} {found[name].mean():.3f}" + f" ({error[name]:.3f})" * (len(found) > 1) for name in found)
 
 
 def _line(cells: list[str]) -> None:

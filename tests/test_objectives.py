@@ -243,5 +243,5 @@ def test_strict_rank() -> None:
 
 
 def test_thetas_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"needs a flat tensor of 2 parameters .*got shape \(3,\)"):
+    with pytest.raises(ValueError, match="needs 2 parameters, got 3"):
         REML(AR1Matrix(N))(Y, X, theta=torch.zeros(3, dtype=torch.float64))
