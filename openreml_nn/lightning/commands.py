@@ -132,11 +132,8 @@ class NetworkCLI(Commands):
         return Commands.subcommands() | {"refit": {"model", "datamodule"}}
 
     def _parse_ckpt_path(self) -> None:
-        """What a training or a refit is to do is in the configuration, and not in the checkpoint."""
-        if self.config.get("subcommand") in ("fit", "refit"):
-            self._require_safe_checkpoint()
-        else:
-            super()._parse_ckpt_path()
+        """The options are those of the configuration, not of the checkpoint, of which one could then change none."""
+        self._require_safe_checkpoint()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

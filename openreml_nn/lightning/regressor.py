@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanSquaredError, Metric
+from torchmetrics import MetricCollection
 
 from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, rows_once, same_levels
 from openreml_nn.lightning.network_checkpoints import TRAINED, write_last_step_again
+from openreml_nn.lightning.network_scores import scores
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
 from openreml_nn.result import FitResult
 
@@ -46,7 +47,9 @@ class MixedModelRegressor(L.LightningModule):
     wants network and head, and to train on also the makers of optimizer and scheduler.
 
     Logged are ``train/loss`` (−ℓ per row), each variance parameter as ``variance/<name>`` on its natural scale at the
-    end of an epoch, and ``val/mse`` or ``test/mse`` of f + z'b̂.
+    end of an epoch, and ``val/mse`` or ``test/mse`` of f + z'b̂. With ``metrics=True`` also ``nlpd``, the negative log
+    density of y in its predicted distribution, ``coverage`` of 95 % intervals, ``r2_marginal``, ``r2_conditional`` and
+    ``icc``, of the same rows. `MixedModelHead.scored` gives what metrics of your own take.
 
     Args:
         network: Gives f, or features, from x.
@@ -63,14 +66,16 @@ class MixedModelRegressor(L.LightningModule):
         refit: Fit the variance parameters by REML at the end, the network being fixed.
         variances: Keep what variances of predictions need (see ``MixedModelHead.condition``).
         rows: Rows at once where the network is evaluated on all rows.
+        metrics: Log more than the squared error of validation and test rows; this needs ``variances``.
 
     Attributes:
         result: The refit, once there is one.
 
     Raises:
         TypeError: ``optimizer`` is a finished one, or a batch holds other things than tensors.
-        ValueError: ``start`` is none of the three, ``ReduceLROnPlateau`` has no validation to watch, a batch is of
-            another form, or predictions are asked of a checkpoint without random effects.
+        ValueError: ``start`` is none of the three, there are metrics without variances, ``ReduceLROnPlateau`` has no
+            validation to watch, a batch is of another form, or predictions are asked of a checkpoint without random
+            effects.
 
     Warns:
         UserWarning: The best checkpoint is of an earlier step than the refit; the exact likelihood gets minibatches;
@@ -94,9 +99,12 @@ class MixedModelRegressor(L.LightningModule):
         variances: bool = True,
         rows: int = 4096,
         scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+        metrics: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters("start", "head_lr", "refit", "variances", "rows", logger=False)
+        self.save_hyperparameters("start", "head_lr", "refit", "variances", "rows", "metrics", logger=False)
+        if metrics and not variances:
+            raise ValueError("`metrics` need variances of predictions, got metrics=True and variances=False.")
         if start not in ("auto", "data", "current"):
             raise ValueError(f"`start` must be 'auto', 'data' or 'current', got {start!r}.")
         if not callable(optimizer):
@@ -106,10 +114,9 @@ class MixedModelRegressor(L.LightningModule):
             )
         self.network, self.head, self.start = network, head, start
         self.make_optimizer, self.make_scheduler, self.head_lr = optimizer, scheduler, head_lr
-        self.refit, self.variances, self.rows = refit, variances, rows
+        self.refit, self.variances, self.rows, self.metrics = refit, variances, rows, metrics
         self.result: FitResult | None = None
-        self.val_mse = MeanSquaredError().set_dtype(torch.float64)
-        self.test_mse = MeanSquaredError().set_dtype(torch.float64)
+        self.val_scores, self.test_scores = scores("val/", metrics), scores("test/", metrics)
         self._all: tuple[Any, Rows] | None = None
         self._moved: tuple[list[Any], torch.device, Any] | None = None
         self._trained: list[Tensor] | None = None
@@ -273,18 +280,21 @@ class MixedModelRegressor(L.LightningModule):
         if self.trainer.sanity_checking:
             self.network(parts_of(batch)[0])  # there are no random effects yet
         else:
-            self._score(batch, VAL_MSE, self.val_mse)
+            self._score(batch, self.val_scores)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._score(batch, "test/mse", self.test_mse)
+        self._score(batch, self.test_scores)
 
-    def _score(self, batch: Any, name: str, mse: Metric) -> None:
-        """Log the squared error of the rows of a batch."""
+    def _score(self, batch: Any, collection: MetricCollection) -> None:
+        """Log the scores of the rows of a batch."""
         x, y, groups = parts_of(batch)
         self._require_effects()
-        mean, _ = self.head.predict(self.network(x), groups, variances=False)
-        mse(mean, y.reshape(-1).to(mean))
-        self.log(name, mse, batch_size=len(mean), prog_bar=True)
+        if self.metrics:
+            collection.update(**self.head.scored(self.network(x), y, groups))
+        else:
+            mean, _ = self.head.predict(self.network(x), groups, variances=False)
+            collection.update(mean, y.reshape(-1).to(mean))
+        self.log_dict(collection, batch_size=len(y), prog_bar=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of new observations; see ``MixedModelHead.predict``."""

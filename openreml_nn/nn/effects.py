@@ -224,6 +224,15 @@ class Effects(KeepsDtype):
         place = torch.arange(self.G.shape[0], device=self.G.theta.device).reshape(-1, self.num_levels)
         return self.G.entries(self.G.theta, place[:, None], place[None]).mean(2)
 
+    def row_variance(self, codes: Tensor, design: Tensor | None) -> Tensor:
+        """Variance z'Gz of the random effects of each row, shape (m,); for the code −1 that of an average level."""
+        theta, s = self.G.theta, torch.arange(self.num_effects, device=codes.device)
+        place = s[:, None] * self.num_levels + codes.clamp(min=0)
+        own = self.G.entries(theta, place[:, None], place[None])
+        own = torch.where(codes >= 0, own, self.average_level()[:, :, None])
+        x = own.new_ones(1, len(codes)) if design is None else design.to(own.dtype).mT
+        return torch.einsum("am,abm,bm->m", x, own, x)
+
     # ---- thetas ------------------------------------------------------------------------------------------------------
 
     @property

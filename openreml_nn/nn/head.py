@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openreml_nn.covariance import Matrix
 from openreml_nn.fit import fit
-from openreml_nn.nn.checks import require_finite
+from openreml_nn.nn.checks import require_finite, require_pair
 from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Groups
 from openreml_nn.nn.marginal import MarginalLikelihood
@@ -133,14 +133,7 @@ class MixedModelHead(MarginalLikelihood):
         """
         if of not in ("observation", "mean"):
             raise ValueError(f"`predict` gives the variance of an 'observation' or a 'mean', got {of!r}.")
-        known = self.posterior
-        if known is None:
-            raise ValueError("`predict` needs the training rows: call `condition` or `refit` first.")
-        if not torch.equal(known.made_at, self._parameters_and_offset()):
-            raise ValueError(
-                "The thetas, other parameters of the covariances, or the offset have moved since `condition`: call it "
-                "again."
-            )
+        known = self._ready()
         with torch.no_grad():
             f, X = self.fixed_part(output)
             terms = self.factors.terms(groups, len(f), unknown=True)
@@ -148,6 +141,38 @@ class MixedModelHead(MarginalLikelihood):
             if not variances:
                 return mean, None
             return mean, known.variance(terms, X) + (known.sigma2 if of == "observation" else 0.0)
+
+    def scored(self, output: Tensor, y: Tensor, groups: Groups) -> dict[str, Tensor]:
+        """What metrics take by keywords, of rows with a response: ``metrics.update(**head.scored(output, y, groups))``.
+
+        Args:
+            output: What the network gives for the rows.
+            y: Their response.
+            groups: Their levels; −1 for unknown ones.
+
+        Returns:
+            Each of shape (m,): ``preds`` and ``variance`` of ``predict`` for a new observation, ``target``, ``known``
+            (whether all levels of a row are), ``fixed`` (f, or Xβ̂ of features), ``random_variance`` z'Gz, and
+            ``residual_variance`` σ².
+
+        Raises:
+            ValueError: As of ``predict``, or the head was conditioned without variances.
+        """
+        require_pair(output, y)
+        known = self._ready()
+        with torch.no_grad():
+            f, X = self.fixed_part(output)
+            terms = self.factors.terms(groups, len(f), unknown=True)
+            random = [term.effects.row_variance(term.codes, term.design) for term in terms]
+            return {
+                "preds": f + known.mean(terms, X),
+                "target": y.reshape(-1).to(f),
+                "variance": known.variance(terms, X) + known.sigma2,
+                "known": torch.stack([term.codes >= 0 for term in terms]).all(0),
+                "fixed": f + known.fixed(X),
+                "random_variance": torch.stack(random).sum(0),
+                "residual_variance": known.sigma2.expand(len(f)),
+            }
 
     def refit(
         self, output: Tensor, y: Tensor, groups: Groups | Rows, variances: bool = True, **options: Any
@@ -193,6 +218,18 @@ class MixedModelHead(MarginalLikelihood):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Posterior:
+        """The random effects; a ValueError unless they are those of the present parameters."""
+        known = self.posterior
+        if known is None:
+            raise ValueError("`predict` needs the training rows: call `condition` or `refit` first.")
+        if not torch.equal(known.made_at, self._parameters_and_offset()):
+            raise ValueError(
+                "The thetas, other parameters of the covariances, or the offset have moved since `condition`: call it "
+                "again."
+            )
+        return known
 
     def _parameters_and_offset(self) -> Tensor:
         """All that the random effects are predicted at, flat, float64."""

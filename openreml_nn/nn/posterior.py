@@ -60,9 +60,13 @@ class Posterior(nn.Module):
 
     # ---- predictions -------------------------------------------------------------------------------------------------
 
+    def fixed(self, X: Tensor) -> Tensor:
+        """Xβ̂, shape (m,)."""
+        return X[:, self.kept] @ self.beta
+
     def mean(self, terms: list[BatchTerm], X: Tensor) -> Tensor:
         """Xβ̂ + Zû, shape (m,)."""
-        total = X[:, self.kept] @ self.beta
+        total = self.fixed(X)
         for term, offset in zip(terms, _offsets(terms), strict=True):
             for column, value in _entries(term):
                 total = total + value * self.effects[offset + column]
@@ -71,7 +75,10 @@ class Posterior(nn.Module):
     def variance(self, terms: list[BatchTerm], X: Tensor) -> Tensor:
         """Variance of the error of Xβ̂ + Zû, shape (m,)."""
         if not len(self.start):
-            raise ValueError("The head was conditioned without variances; call `condition(..., variances=True)`.")
+            raise ValueError(
+                "The head was conditioned without variances: call `condition(..., variances=True)`, or ask for none, "
+                "`variances=False`, on the command line `--model.variances false`."
+            )
         pieces, width = [], max(1, AT_ONCE // max(len(self.rest), 1))
         for rows in torch.arange(len(X), device=X.device).split(width):
             own = [BatchTerm(t.effects, t.codes[rows], None if t.design is None else t.design[rows]) for t in terms]

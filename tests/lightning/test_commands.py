@@ -45,8 +45,10 @@ def test_fit_validate_predict(capsys):
     expected = fit(linear.V, linear.y, linear.X).variance.set_index("name")["estimate"]
     assert variance["residual/sigma^2"] == pytest.approx(expected["residual/sigma^2"], rel=0.2)
     checkpoint = str(folder / "checkpoints" / "last.ckpt")
-    network("validate", *tables, "--ckpt_path", checkpoint)
-    assert "val/mse" in capsys.readouterr().out
+    network("validate", *tables, "--ckpt_path", checkpoint, "--model.metrics", "true")  # which the training had not
+    shown = capsys.readouterr().out
+    for name in ("mse", "nlpd", "coverage", "r2_marginal", "r2_conditional", "icc"):
+        assert f"val/{name}" in shown
     network("predict", *tables, "--data.predict_table", "new.csv", "--ckpt_path", checkpoint)
     assert capsys.readouterr().out.strip() == f"Predictions: {folder / 'predictions.csv'}"
     predicted = pd.read_csv(folder / "predictions.csv", keep_default_na=False)

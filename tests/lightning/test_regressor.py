@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from openreml_nn import MixedModelRegressor, fit
 from openreml_nn.covariance import NeuralMatrix
 from openreml_nn.lightning.network_batches import joined
+from openreml_nn.metrics import functional
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
 
 pytestmark = pytest.mark.filterwarnings(
@@ -232,6 +233,31 @@ def test_scores_of_test_rows(trainer):
     with torch.no_grad():
         mean, _ = module.head.predict(module(new.x), new.groups())
     assert logged["test/mse"] == pytest.approx((mean - new.y).square().mean().item(), rel=1e-5)
+
+
+def test_more_scores_by_one_option(trainer):
+    data, new, module = Visits(), Visits(60, seed=1), regressor(metrics=True)
+    new.subject[:5] = -1
+    run = trainer(max_epochs=2, callbacks=[])
+    run.fit(module, loader(data), DataLoader(new, batch_size=25))
+    logged = {name: value.item() for name, value in run.callback_metrics.items() if name.startswith("val/")}
+    with torch.no_grad():
+        given = module.head.scored(module(new.x), new.y, new.groups())
+    mean, y, variance = given["preds"], given["target"], given["variance"]
+    shares = [given[name] for name in ("fixed", "random_variance", "residual_variance")]
+    expected = {
+        "mse": (mean - y).square().mean(),
+        "nlpd": functional.negative_log_predictive_density(mean, y, variance),
+        "coverage": functional.interval_coverage(mean, y, variance),
+        "r2_marginal": functional.marginal_r2(*shares),
+        "r2_conditional": functional.conditional_r2(*shares),
+        "icc": functional.intraclass_correlation(*shares[1:]),
+    }
+    assert logged == pytest.approx({f"val/{name}": value.item() for name, value in expected.items()})
+    (tested,) = run.test(module, DataLoader(new, batch_size=25), verbose=False)
+    assert tested == pytest.approx({f"test/{name}": value.item() for name, value in expected.items()})
+    with pytest.raises(ValueError, match="got metrics=True and variances=False"):
+        regressor(metrics=True, variances=False)
 
 
 def test_thetas_start_from_the_data(trainer):

@@ -73,6 +73,37 @@ def test_a_step_looks_at_the_range_of_the_codes_and_at_the_loss_alone(make, name
         assert not device.checks + device.writes
 
 
+def test_what_metrics_take(case):
+    head = case.head()
+    head.condition(case.f, case.y, case.groups)
+    given = head.scored(case.f, case.y, case.groups)
+    mean, variance = head.predict(case.f, case.groups)
+    torch.testing.assert_close((given["preds"], given["variance"]), (mean, variance))
+    assert torch.equal(given["target"], case.y)
+    torch.testing.assert_close(given["fixed"], case.f.detach())
+    V = head.covariance(case.groups)().detach()
+    torch.testing.assert_close(given["random_variance"] + given["residual_variance"], V.diagonal())
+    assert given["known"].all()
+    new = {name: (-torch.ones_like(own[0]), own[1]) if isinstance(own, tuple) else -torch.ones_like(own)
+           for name, own in case.groups.items()}  # fmt: skip
+    given = head.scored(case.f, case.y, new)
+    torch.testing.assert_close(given["random_variance"] + given["residual_variance"], given["variance"])
+    assert not given["known"].any()
+
+
+def test_what_metrics_take_of_features(make):
+    case, phi = make("crossed"), torch.randn(48, 2, dtype=torch.float64)
+    head = case.head(mode="features")
+    with pytest.raises(ValueError, match="call `condition` or `refit` first"):
+        head.scored(phi, case.y, case.groups)
+    head.condition(phi, case.y, case.groups, variances=False)
+    with pytest.raises(ValueError, match="conditioned without variances"):
+        head.scored(phi, case.y, case.groups)
+    result = head.refit(phi, case.y, case.groups)
+    fixed = torch.cat([torch.ones(48, 1), phi], dim=1) @ result.beta
+    torch.testing.assert_close(head.scored(phi, case.y, case.groups)["fixed"], fixed)
+
+
 def saved(module):
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
