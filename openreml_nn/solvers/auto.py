@@ -54,8 +54,8 @@ def choose_solver(V: Matrix, solver: str | Solver = "auto", *, share: bool = Fal
     ====================================== ======================= ============================= =====================
 
     q counts the effects of all terms but the largest. Where each meets few others, as in field trials, their system is
-    a chain of blocks and costs much less than q³. With q above n/2 the mixed-model equations are passed over if their
-    system, as it would be kept, costs more than (n/2)³. Several processes choose by the same rules.
+    a band or a chain of blocks and costs much less than q³. With q above n/2 the mixed-model equations are passed over
+    if their system, as it would be kept, costs more than (n/2)³. Several processes choose by the same rules.
 
     Args:
         V: Covariance of the observations.
@@ -109,7 +109,7 @@ def choose_shared(V: Matrix, solver: str | Solver, ranks: Ranks) -> Choice:
 
 
 def costs_more(V: Matrix, ranks: Ranks = ALONE) -> bool:
-    """Whether the mixed-model equations are passed over: their system is large and does not fall into a chain.
+    """Whether the mixed-model equations are passed over: their system is large and not sparse enough.
 
     Args:
         V: Covariance of the observations, of this process where several share them; a V that the equations can take.

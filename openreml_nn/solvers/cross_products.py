@@ -1,7 +1,7 @@
 """Cross-products of [Z X y], made once: what the mixed-model equations need of the n rows, and nothing else of them.
 
 The random term with the most levels comes first and is kept as one small block for each level; the other terms ("the
-rest") are one symmetric matrix, dense, a band or a chain of blocks.
+rest") are one symmetric matrix, dense or sparse: a band, or a chain of blocks, which may have a border.
 
 Where several processes share the rows, either each has levels of its own of the first term, and products of its own
 rows; or each has the products of all rows, which are added up once.
@@ -62,7 +62,7 @@ class CrossProducts:
 
 
 def cross_products(
-    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None, chain: bool = False,
+    first: IncidenceMatrix | None, rest: list[Matrix], F: Tensor, weight: Tensor | None, sparse: bool = False,
     ranks: Ranks = ALONE, own: bool = False,
 ) -> CrossProducts:  # fmt: skip
     """One pass over the rows.
@@ -72,7 +72,7 @@ def cross_products(
         rest: Designs of the other terms; dense where they are not level codes.
         F: U and e, shape (n, f).
         weight: 1/R₀, shape (n,); None for ones.
-        chain: Whether the rest may be kept as a chain of blocks.
+        sparse: Whether what is kept of the rest need not be dense.
         ranks: The processes that share the rows.
         own: Whether each of them has levels of its own of the first term; the products are then those of its rows.
     """
@@ -81,7 +81,7 @@ def cross_products(
     codes, x, wx = _by_level(first, F, weight)
     of_first, of_F = _sums(codes, wx, [x, F], L)
     coupling = (
-        _sparse_or_dense(codes, wx, columns, (s, L, q), chain, ranks, own) if by_codes and L and q
+        _sparse_or_dense(codes, wx, columns, (s, L, q), sparse, ranks, own) if by_codes and L and q
         else _dense(codes, wx, rest, (s, L, q), ALONE if own else ranks)
     )  # fmt: skip
     _require_elements(6 * coupling.layout.length, F, ranks, f"The system of {q} effects beside the largest term")
@@ -173,7 +173,7 @@ def _dense(codes: Tensor, wx: Tensor, rest: list[Matrix], shape: tuple[int, int,
 
 
 def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tuple[int, int, int],
-                     chain: bool, ranks: Ranks, own: bool) -> Coupling:  # fmt: skip
+                     sparse: bool, ranks: Ranks, own: bool) -> Coupling:  # fmt: skip
     """The coupling where every design is level codes."""
     _, L, q = shape
     known = (wx != 0).any(1)
@@ -181,7 +181,7 @@ def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tu
     keys = torch.cat([_some(codes * q + column, rows) for (column, _), rows in zip(columns, met, strict=True)])
     values = [_some(wx.mT * value, rows) for (_, value), rows in zip(columns, met, strict=True)]
     keys, value = _added(keys, torch.cat(values, dim=1))
-    beside = _met_beside(~known, columns, q) if chain else keys[:0]
+    beside = _met_beside(~known, columns, q) if sparse else keys[:0]
     if ranks.size > 1 and not own:
         keys, value = _added(torch.cat(ranks.gather(keys)), torch.cat(ranks.gather(value.mT)).mT)
         beside = torch.cat(ranks.gather(beside))
@@ -193,7 +193,7 @@ def _sparse_or_dense(codes: Tensor, wx: Tensor, columns: list[Column], shape: tu
         C = wx.new_zeros(shape)
         C[:, level, column] = value
         return DenseCoupling(C)
-    return SparseCoupling(level, column, value, shape, beside if chain else None, levels)
+    return SparseCoupling(level, column, value, shape, beside if sparse else None, levels)
 
 
 def _rows_with(holds: Tensor) -> Tensor | None:

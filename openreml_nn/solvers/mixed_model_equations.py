@@ -1,8 +1,8 @@
 r"""The mixed-model equations, on cross-products: an evaluation whose cost does not depend on n.
 
 V = σ²R₀ + Σ Z G Z' with R₀ diagonal and known. The term with the most levels is eliminated level by level, what is left
-is one system for the other terms (the rest), dense or a chain of blocks, and one for the fixed effects. A zero variance
-is an ordinary number.
+is one system for the other terms (the rest), dense or sparse (`layouts`), and one for the fixed effects. A variance of
+zero is an ordinary number.
 
 Several processes share the rows by the levels of that term: each eliminates its own, and they add up what is left, a
 message of q² numbers however many rows there are. Where the levels are torn, the cross-products are added up once, and
@@ -59,7 +59,7 @@ class MixedModelEquationsSolver(Solver):
     def layout(self, V: Matrix, ranks: Ranks = ALONE) -> Layout:
         """How the system of the rest is kept, by all processes alike."""
         plan = Plan.of(V, ranks)
-        if not plan.chain:
+        if not plan.sparse:
             return DenseLayout(plan.size_of_rest)
         return layout_of(plan.first, plan.rest, V.theta, ranks, bool(ranks.own))
 

@@ -45,7 +45,7 @@ class MixedModelProblem(Problem):
         self.F = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
         with threads_for(fixed.n_here * (fixed.p + 1 + len(terms))):
             self.products: CrossProducts = cross_products(
-                self.plan.first, self.plan.rest, self.F, self.weight, self.plan.chain, fixed.ranks, own
+                self.plan.first, self.plan.rest, self.F, self.weight, self.plan.sparse, fixed.ranks, own
             )
         self.logdet_R0 = fixed.e.new_zeros(()) if self.weight is None else -fixed.ranks.sum(self.weight.log().sum())
 

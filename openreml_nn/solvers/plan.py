@@ -32,7 +32,7 @@ class Plan:
         first_index: Its index among the random terms; −1 for None.
         rest_index: Indices of the other random terms.
         rest: Their designs.
-        chain: Whether their effects are all independent, so that they may be kept as a chain of blocks.
+        sparse: Whether their effects are all independent, so that what is kept of them need not be dense.
     """
 
     residual: int
@@ -40,7 +40,7 @@ class Plan:
     first_index: int
     rest_index: list[int]
     rest: list[Matrix]
-    chain: bool
+    sparse: bool
 
     @property
     def size_of_rest(self) -> int:
@@ -70,5 +70,5 @@ class Plan:
         rest = [i for i in range(len(terms)) if i != best]
         first = terms[best].Z if best >= 0 else None
         assert first is None or isinstance(first, IncidenceMatrix)
-        chain = all(terms[i].G.is_diagonal for i in rest)
-        return cls(residual, first, best, rest, [terms[i].Z for i in rest], chain)
+        sparse = all(terms[i].G.is_diagonal for i in rest)
+        return cls(residual, first, best, rest, [terms[i].Z for i in rest], sparse)

@@ -22,10 +22,10 @@ def test_the_largest_term_of_independent_levels_comes_first() -> None:
     few, many = (CovariancePropagation(Z, ScalarMatrix(Z.num_levels)) for Z in (FEW, MANY))
     plan = Plan.of(Sum(few=few, residual=ScalarMatrix(24), many=many))
     assert (plan.residual, plan.first, plan.first_index) == (1, MANY, 1)
-    assert (plan.rest, plan.rest_index, plan.size_of_rest, plan.chain) == ([FEW], [0], 3, True)
+    assert (plan.rest, plan.rest_index, plan.size_of_rest, plan.sparse) == ([FEW], [0], 3, True)
     serial = CovariancePropagation(MANY, AR1Matrix(12))
     plan = Plan.of(Sum(serial=serial, few=few, residual=ScalarMatrix(24)))
-    assert (plan.first, plan.rest, plan.chain) == (FEW, [MANY], False)
+    assert (plan.first, plan.rest, plan.sparse) == (FEW, [MANY], False)
     plan = Plan.of(Sum(serial=serial, residual=ScalarMatrix(24)))
     assert (plan.first, plan.first_index, plan.size_of_rest) == (None, -1, 12)
 
