@@ -4,6 +4,7 @@ In batches a level is a code, as for an embedding. `Effects` is the vocabulary t
 thetas of G; which rows a batch has is never kept here.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ Entry = Tensor | tuple[Tensor, Tensor]
 """What a batch says of one factor: codes of shape (m,), or (codes, design) with a design of shape (m, s)."""
 
 INTERCEPT = "intercept"
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
 
 class Effects(KeepsDtype):
@@ -124,7 +126,7 @@ class Effects(KeepsDtype):
         """Codes of labels, shape (m,), int64; −1 for a label that is not a level.
 
         Labels are compared as text, and whole numbers alike whatever their type. Without labels of its own a level is
-        its number, from 0.
+        its number, from 0, and names are refused.
 
         Args:
             labels: Column of labels, shape (m,): a list, array, Series or tensor.
@@ -133,17 +135,28 @@ class Effects(KeepsDtype):
             Codes, shape (m,), int64, on the CPU.
 
         Raises:
-            ValueError: Labels are missing.
+            ValueError: Labels are missing, or are names where the levels are numbers.
         """
         column = pd.Series(labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels)
         if column.isna().any():
             raise ValueError(f"`Effects.encode` got {int(column.isna().sum())} missing labels. Drop or name them.")
         codes, unique = pd.factorize(column)
         if self.labels is None:
-            place = np.array([_number(text, self.num_levels) for text in _texts(unique)], dtype=np.int64)
+            place = self._numbers(_texts(unique))
         else:
             place = pd.Index(self.labels).get_indexer(pd.Index(_texts(unique), dtype=object)).astype(np.int64)
         return torch.from_numpy(place[codes] if len(place) else codes.astype(np.int64))
+
+    def _numbers(self, texts: list[str]) -> np.ndarray:
+        """The level that each text is the number of, as it is written: ``"1"``, not ``"01"`` or ``"True"``."""
+        names = [text for text in texts if not _WHOLE.fullmatch(text)]
+        if names:
+            raise ValueError(
+                f"`Effects.encode` got labels that are no whole numbers, {', '.join(map(repr, names[:3]))}, and these "
+                f"{self.num_levels} levels are numbers, from 0. Make the effects of their labels, "
+                f"`Effects(sorted(set(labels)))`."
+            )
+        return np.array([int(x) if 0 <= int(x) < self.num_levels else -1 for x in texts], dtype=np.int64)
 
     @property
     def level_names(self) -> list[str]:
@@ -278,11 +291,6 @@ def _texts(values: Iterable[Any]) -> list[str]:
     """Values as text; whole numbers without a point."""
     values = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
     return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
-
-
-def _number(text: str, count: int) -> int:
-    """The level that a text is the number of, as it is written: ``"1"``, not ``"01"`` or ``"True"``; else −1."""
-    return int(text) if text.isdecimal() and str(int(text)) == text and int(text) < count else -1
 
 
 def _difference(saved: int | list[str], own: int | list[str]) -> str:

@@ -241,6 +241,25 @@ def test_gradients_flow_through_the_design() -> None:
     assert bool(network.weight.grad.any())
 
 
+def test_codes_and_design_as_a_pair() -> None:
+    layer, codes = random_layer("block"), torch.tensor([0, 1, 2, -1])
+    design = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(layer((codes, design), sample=False), layer(codes, design, sample=False))
+    torch.testing.assert_close(layer.moments((codes, design)), layer.moments(codes, design))
+    layer((codes, design), sample=False).sum().backward()
+    assert bool(design.grad[:3].any())  # type: ignore[index]
+    for bad in ((codes, design, design), [0, 1]):
+        with pytest.raises(TypeError, match=r"or \(codes, design\), got"):
+            layer(bad)
+    with pytest.raises(TypeError, match=r"or \(codes, design\), got \(tuple, Tensor\)"):
+        layer((codes, design), design)
+
+
+def test_variance_parameters_by_name() -> None:
+    layer = RandomEffect(Effects(3, SLOPES, DiagonalMatrix(2, start=[4.0, 9.0])))
+    assert layer.variance() == pytest.approx({"sigma^2_0": 4.0, "sigma^2_1": 9.0})
+
+
 def test_effects_of_channels() -> None:
     """A CNN in single precision whose feature map is shifted by effects of the scanner."""
     channels = [f"channel {i}" for i in range(4)]
