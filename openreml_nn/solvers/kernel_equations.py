@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openreml_nn.solvers.moments import Moments
 from openreml_nn.solvers.reductions import Reduction
 
 LOST = 1e-3  # share of a quadratic form below which a difference loses too many digits of it
@@ -46,15 +45,6 @@ class KernelData:
     def p(self) -> int:
         """Rank of X."""
         return len(self.E) - 1
-
-    def moments(self) -> Moments:
-        """e'Ae, tr A, tr A², tr U'AAU and U'AU."""
-        C, p, reduction = self.C, self.p, self.reduction
-        BC = reduction.times(C)
-        AC = BC if self.orthonormal else C
-        A, AA = C.mT @ AC, AC.mT @ BC  # of [U e]
-        numbers = torch.tensor([reduction.trace, reduction.squares], dtype=torch.float64)
-        return Moments(A[p:, p], numbers[:1], numbers[1:, None], AA[:p, :p].trace().view(1, 1), A[None, :p, :p])
 
 
 class KernelEquations:

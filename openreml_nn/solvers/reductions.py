@@ -76,13 +76,11 @@ class Reduction(ABC):
         source: What was reduced.
         size: Rows of A.
         trace: tr A.
-        squares: tr A².
     """
 
     source: Source
     size: int
     trace: float
-    squares: float
 
     @abstractmethod
     def rotate(self, x: Tensor) -> Tensor:
@@ -137,7 +135,7 @@ class SpectralDecomposition(Reduction):
     def __init__(self, source: Source, eigenvalues: Tensor, vectors: Tensor | None) -> None:
         self.source, self.size = source, len(eigenvalues)
         self.eigenvalues, self.vectors = eigenvalues.cpu(), vectors
-        self.trace, self.squares = float(eigenvalues.sum()), float(eigenvalues.square().sum())
+        self.trace = float(self.eigenvalues.sum())
 
     def rotate(self, x: Tensor) -> Tensor:
         return x if self.vectors is None else self.vectors.mT @ x
@@ -168,7 +166,7 @@ class BandReduction(Reduction):
         self.source, self.size = source, len(A)
         self.trace = float(A.diagonal().sum())
         self.band, self.panels = reduce_to_band(A, bandwidth_for(len(A)))
-        self.squares = float(2.0 * np.square(self.band).sum() - np.square(self.band[0]).sum())
+        self.squares = float(2.0 * np.square(self.band).sum() - np.square(self.band[0]).sum())  # tr(A²)
         self._slopes: dict[int, Chebyshev] = {}
         self._even = -math.log(self.trace / self.size) if self.trace > 0 else 0.0  # t at which both have a half of V
 

@@ -17,7 +17,7 @@ from openreml_nn.solvers.base import COLUMNS_AT_ONCE, Evaluation, NotPositiveDef
 from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.kernel_equations import KernelData, KernelEquations
-from openreml_nn.solvers.moments import variances_of
+from openreml_nn.solvers.kernel_profile import profiled_variances
 from openreml_nn.solvers.reductions import Reduction, Source, reduce
 from openreml_nn.solvers.spectral_form import KernelForm, kernel_form
 from openreml_nn.solvers.terms import RandomTerm
@@ -103,12 +103,14 @@ class SpectralProblem(Problem):
         return threads_for(self.data.C.numel())
 
     def moment_variances(self) -> dict[int, float]:
-        index = self.form.variances
-        if index is None:
+        index, mean = self.form.variances, self.reduction.trace / self.n
+        if index is None or not mean > 0.0:
             return {}
-        whole = self.fixed.e.detach().square().sum().cpu()
-        b, a = variances_of(self.data.moments(), whole, self.n, self.n - self.p).tolist()
-        return {} if math.isnan(a) else dict(zip(index, (a, b), strict=True))
+        try:
+            variances = profiled_variances(self.data, self.n - self.p, -math.log(mean))  # from equal shares
+        except torch.linalg.LinAlgError:
+            return {}
+        return dict(zip(index, variances, strict=True))
 
     def _with(self, fixed: FixedEffects) -> "SpectralProblem":
         return SpectralProblem(self.V, fixed, self.form, self.reduction)
