@@ -16,12 +16,12 @@ from openreml_nn.nn.checks import (
     one_number,
     require_column,
     require_pair,
-    warn_of_mean,
     without_autocast,
 )
 from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Factors, Groups
+from openreml_nn.nn.first_batches import FirstBatches
 from openreml_nn.nn.rows import Rows
 from openreml_nn.optim import data_start
 from openreml_nn.solvers import Solver
@@ -29,7 +29,6 @@ from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
 
 MODES = ("batch", "exact", "features")
-ENOUGH_LEVELS = 5  # in a batch, for its mean to say something of the mean of all rows
 
 
 class MarginalLikelihood(KeepsDtype):
@@ -58,7 +57,7 @@ class MarginalLikelihood(KeepsDtype):
         self.factors = Factors(effects)
         self.residual = ScalarMatrix(1, start=residual)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
-        self._mean_seen = False
+        self._first = FirstBatches()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "offset":
@@ -111,18 +110,16 @@ class MarginalLikelihood(KeepsDtype):
             raise ValueError("`MixedModelHead` got a batch without rows.")
         with without_autocast(output.device.type), explained(output, y, self.variance):
             loss = finite(self._loss(output, y, groups))
-        if not self._mean_seen and loss.requires_grad:
-            self._mean_seen = True
-            self._look_at_mean(output, y, groups)
+        if loss.requires_grad and not self._first.done:
+            self._look(output, y, groups)
         return loss
 
-    def _look_at_mean(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
-        """Warn where y is far from f; of the few clusters of a small batch the mean says nothing."""
-        terms = [] if isinstance(groups, Rows) else self.factors.terms(groups, len(y))
-        if self.mode != "features" and all(
-            len(term.codes.unique()) >= min(ENOUGH_LEVELS, term.effects.num_levels) for term in terms
-        ):
-            warn_of_mean(self.left_over(output, y)[0], y)
+    def _look(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
+        """What is worth a warning in the first batches of a training."""
+        whole = isinstance(groups, Rows) or self.mode == "exact"
+        terms = [] if whole else self.factors.terms(groups, len(y))  # type: ignore[arg-type]
+        r = None if self.mode == "features" else self.left_over(output, y)[0]
+        self._first.look(r, y.reshape(-1), dict(zip(self.effects, terms, strict=False)))
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)

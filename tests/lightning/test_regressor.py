@@ -77,7 +77,8 @@ def test_trains_validates_predicts(trainer):
 def test_random_effects_come_from_all_rows_of_the_data_set(trainer):
     data, module = Visits(), regressor()
     run = trainer(max_epochs=1, callbacks=[])
-    run.fit(module, DataLoader(data, batch_size=40, shuffle=True, drop_last=True))
+    with pytest.warns(UserWarning, match="different rows of the same levels of 'subject', 'site'"):
+        run.fit(module, DataLoader(data, batch_size=40, shuffle=True, drop_last=True))
     other = head()
     other.load_state_dict({k: v for k, v in module.head.state_dict().items() if "posterior" not in k})
     with torch.no_grad():
@@ -87,6 +88,7 @@ def test_random_effects_come_from_all_rows_of_the_data_set(trainer):
             torch.testing.assert_close(one, two)
 
 
+@pytest.mark.filterwarnings("ignore:.*different rows of the same levels:UserWarning")
 def test_rows_that_are_held_out_by_a_sampler_stay_out(trainer):
     data, module = Visits(), regressor()
     chosen = torch.arange(0, 150, 2)
