@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from openreml_nn.covariance import DummyMatrix, Levels
+from openreml_nn.covariance import Levels
 from openreml_nn.data.columns import is_factor
 
 _UNKNOWN = "\x00unknown"
@@ -38,15 +38,16 @@ class Factor:
         sizes = [len(unique) for unique in self._uniques]
         self._cells = np.unique(_joint(self._column_codes(frame), sizes))
         digits = np.unravel_index(self._cells, sizes)
-        names = [[_text(value) for value in unique] for unique in self._uniques]
-        parts = [[name[i] for i in digit] for name, digit in zip(names, digits, strict=True)]
-        self.observed = [":".join(part) for part in zip(*parts, strict=True)]
+        parts = [_texts(unique[digit]) for unique, digit in zip(self._uniques, digits, strict=True)]
+        self.observed = parts[0] if len(parts) == 1 else [":".join(part) for part in zip(*parts, strict=True)]
         if len(set(self.observed)) != len(self.observed):
             twice = next(label for label in self.observed if self.observed.count(label) > 1)
             raise ValueError(f"Columns {self.columns} have two combinations with the label {twice!r}. Rename a level.")
-        self.labels = self.observed if labels is None else list(labels)
-        place = {label: i for i, label in enumerate(self.labels)}
-        self._place = np.array([place[label] for label in self.observed], dtype=np.int64)
+        self.labels, self._place = self.observed, np.arange(len(self.observed))
+        if labels is not None:
+            self.labels = list(labels)
+            place = {label: i for i, label in enumerate(self.labels)}
+            self._place = np.array([place[label] for label in self.observed], dtype=np.int64)
         self._numeric = labels is None and not any(is_factor(frame[column]) for column in self.columns)
         self._values = [unique.to_numpy()[digit] for unique, digit in zip(self._uniques, digits, strict=True)]
 
@@ -99,12 +100,6 @@ class Factor:
         return [_codes(frame[column], unique) for column, unique in zip(self.columns, self._uniques, strict=True)]
 
 
-def dummy(codes: np.ndarray, labels: Sequence[str]) -> DummyMatrix:
-    """Z of rows with these codes, rows of zeros where a code is −1."""
-    column = pd.Categorical.from_codes(np.where(codes < 0, len(labels), codes), pd.Index([*labels, _UNKNOWN]))
-    return DummyMatrix(column, levels=labels, full=True, unknown="zero")
-
-
 def _uniques(column: pd.Series) -> pd.Index:
     return column.cat.categories if is_factor(column) else pd.Index(np.unique(column.to_numpy()))
 
@@ -121,6 +116,10 @@ def _joint(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     for code, size in zip(codes, sizes, strict=True):
         joint = joint * size + code.clip(min=0)
     return joint
+
+
+def _texts(values: pd.Index) -> list[str]:
+    return [value if type(value) is str else _text(value) for value in values.tolist()]
 
 
 def _text(value: Any) -> str:
