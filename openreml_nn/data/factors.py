@@ -1,5 +1,6 @@
 """Levels of columns: from rows to codes, for the table of the fit and for new rows."""
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
@@ -11,6 +12,7 @@ from openreml_nn.covariance import Levels
 from openreml_nn.data.columns import is_factor
 
 _UNKNOWN = "\x00unknown"
+SPREAD = 4  # combinations that are marked one by one, for each row
 
 
 class Factor:
@@ -36,7 +38,7 @@ class Factor:
         self.columns = list(columns)
         self._uniques = [_uniques(frame[column]) for column in self.columns]
         sizes = [len(unique) for unique in self._uniques]
-        self._cells = np.unique(_joint(self._column_codes(frame), sizes))
+        self._cells = _distinct(_joint(self._column_codes(frame), sizes), math.prod(sizes))
         digits = np.unravel_index(self._cells, sizes)
         parts = [_texts(unique[digit]) for unique, digit in zip(self._uniques, digits, strict=True)]
         self.observed = parts[0] if len(parts) == 1 else [":".join(part) for part in zip(*parts, strict=True)]
@@ -70,8 +72,11 @@ class Factor:
         """Level of each row, shape (n,); −1 where it is missing or was not seen in the fit."""
         codes = self._column_codes(frame)
         both = _joint(codes, [len(unique) for unique in self._uniques])
-        at = np.searchsorted(self._cells, both).clip(max=len(self._cells) - 1)
-        known = np.all([code >= 0 for code in codes], axis=0) & (self._cells[at] == both)
+        known = np.all([code >= 0 for code in codes], axis=0)
+        at = both
+        if len(self._cells) < math.prod(len(unique) for unique in self._uniques):  # else a cell is its own place
+            at = np.searchsorted(self._cells, both).clip(max=len(self._cells) - 1)
+            known &= self._cells[at] == both
         found = np.where(known, self._place[at], -1)
         if len(self.labels) > len(self.observed) and not known.all():
             found[~known] = self._codes_by_label(frame[self.columns][~known])
@@ -101,7 +106,7 @@ class Factor:
 
 
 def _uniques(column: pd.Series) -> pd.Index:
-    return column.cat.categories if is_factor(column) else pd.Index(np.unique(column.to_numpy()))
+    return column.cat.categories if is_factor(column) else pd.Index(np.sort(pd.unique(column.to_numpy())))
 
 
 def _codes(column: pd.Series, unique: pd.Index) -> np.ndarray:
@@ -118,7 +123,18 @@ def _joint(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     return joint
 
 
+def _distinct(cells: np.ndarray, count: int) -> np.ndarray:
+    """The numbers below ``count`` that occur, in order; by marks where these are few."""
+    if count > SPREAD * len(cells):
+        return np.unique(cells)
+    seen = np.zeros(count, dtype=bool)
+    seen[cells] = True
+    return np.flatnonzero(seen)
+
+
 def _texts(values: pd.Index) -> list[str]:
+    if pd.api.types.is_integer_dtype(values.dtype):
+        return list(map(str, values.tolist()))
     return [value if type(value) is str else _text(value) for value in values.tolist()]
 
 
