@@ -23,6 +23,7 @@ from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Factors, Groups
 from openreml_nn.nn.first_batches import FirstBatches
 from openreml_nn.nn.rows import Rows
+from openreml_nn.nn.transforms import dense_deviance, require_plain_levels, transforming
 from openreml_nn.optim import data_start
 from openreml_nn.solvers import Solver
 from openreml_nn.solvers.dense import DenseProblem
@@ -99,15 +100,21 @@ class MarginalLikelihood(KeepsDtype):
             groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
                 rows once.
 
+        Under ``torch.func`` (``functional_call`` with ``grad``, ``vmap``, ``hessian``, …) it goes through a dense V of
+        the rows, which is twice differentiable, and looks at no values.
+
         Raises:
             TypeError: y or codes are no tensors.
-            ValueError: Shapes or codes do not fit, or the loss is not finite: missing or infinite values in y or in the
-                output, or a variance parameter that has run away.
+            ValueError: Shapes or codes do not fit, ``vmap`` maps over codes, or the loss is not finite: missing or
+                infinite values in y or in the output, or a variance parameter that has run away.
             NotPositiveDefinite: V is not positive definite at the present thetas.
         """
         require_pair(output, y)
         if not len(y):
             raise ValueError("`MixedModelHead` got a batch without rows.")
+        if transforming():
+            with without_autocast(output.device.type):
+                return self._transformed_loss(output, y, groups)
         with without_autocast(output.device.type), explained(output, y, self.variance):
             loss = finite(self._loss(output, y, groups))
         if loss.requires_grad and not self._first.done:
@@ -134,8 +141,14 @@ class MarginalLikelihood(KeepsDtype):
             r, X = self.left_over(output, y)
             with enough_rows(*X.shape):
                 deviance, p = batch_deviance(terms, self.residual, r, X, restricted)
-        free = m - p if restricted else m
-        return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
+        return _per_row(deviance, m, p, restricted)
+
+    def _transformed_loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
+        """The loss under a transform of ``torch.func``."""
+        require_plain_levels(groups)
+        terms, restricted = self.factors.terms(groups, len(output)), self.method == "REML"  # type: ignore[arg-type]
+        deviance, p = dense_deviance(terms, self.residual, *self.left_over(output, y), restricted)
+        return _per_row(deviance, len(output), p, restricted)
 
     def covariance(self, groups: Groups) -> Sum:
         """V over rows, shape (n, n), with the thetas of the head."""
@@ -180,3 +193,9 @@ class MarginalLikelihood(KeepsDtype):
         f, X = self.fixed_part(output)
         require_pair(f, y)
         return y.reshape(-1) - f, X
+
+
+def _per_row(deviance: Tensor, m: int, p: int, restricted: bool) -> Tensor:
+    """−ℓ per row from a deviance without its constant."""
+    free = m - p if restricted else m
+    return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
