@@ -4,8 +4,7 @@ In batches a level is a code, as for an embedding. `Effects` is the vocabulary t
 thetas of G; which rows a batch has is never kept here.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.fixed_values import differing, fixed_values
+from openreml_nn.nn.vocabulary import difference, level_numbers, texts
 
 Entry = Tensor | tuple[Tensor, Tensor]
 """What a batch says of one factor: codes of shape (m,), or (codes, design) with a design of shape (m, s)."""
 
 INTERCEPT = "intercept"
-_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
 
 class Effects(KeepsDtype):
@@ -90,7 +89,7 @@ class Effects(KeepsDtype):
         if isinstance(levels, (int, np.integer)):
             self.num_levels = int(levels)
         else:
-            self.labels = list((levels if isinstance(levels, Levels) else Levels(_texts(levels))).labels)
+            self.labels = list((levels if isinstance(levels, Levels) else Levels(texts(levels))).labels)
             self.num_levels = len(self.labels)
         if self.num_levels < 1:
             raise ValueError(f"`Effects` needs at least one level, got {self.num_levels}.")
@@ -142,21 +141,10 @@ class Effects(KeepsDtype):
             raise ValueError(f"`Effects.encode` got {int(column.isna().sum())} missing labels. Drop or name them.")
         codes, unique = pd.factorize(column)
         if self.labels is None:
-            place = self._numbers(_texts(unique))
+            place = level_numbers(texts(unique), self.num_levels)
         else:
-            place = pd.Index(self.labels).get_indexer(pd.Index(_texts(unique), dtype=object)).astype(np.int64)
+            place = pd.Index(self.labels).get_indexer(pd.Index(texts(unique), dtype=object)).astype(np.int64)
         return torch.from_numpy(place[codes] if len(place) else codes.astype(np.int64))
-
-    def _numbers(self, texts: list[str]) -> np.ndarray:
-        """The level that each text is the number of, as it is written: ``"1"``, not ``"01"`` or ``"True"``."""
-        names = [text for text in texts if not _WHOLE.fullmatch(text)]
-        if names:
-            raise ValueError(
-                f"`Effects.encode` got labels that are no whole numbers, {', '.join(map(repr, names[:3]))}, and these "
-                f"{self.num_levels} levels are numbers, from 0. Make the effects of their labels, "
-                f"`Effects(sorted(set(labels)))`."
-            )
-        return np.array([int(x) if 0 <= int(x) < self.num_levels else -1 for x in texts], dtype=np.int64)
 
     @property
     def level_names(self) -> list[str]:
@@ -269,7 +257,7 @@ class Effects(KeepsDtype):
             raise ValueError(f"The state has the effects {state['effects']}, these are {self.effects}.")
         saved, own = state["levels"], self.num_levels if self.labels is None else self.labels
         if saved != own:
-            raise ValueError(f"The state is of other levels: {_difference(saved, own)}.")
+            raise ValueError(f"The state is of other levels: {difference(saved, own)}.")
         other = differing(state.get("fixed", {}), fixed_values(self.G))
         if other:
             raise ValueError(
@@ -285,23 +273,3 @@ def _said(given: Any) -> str:
     if not isinstance(given, (tuple, list)):
         return type(given).__name__
     return f"{len(given)} parts" if len(given) != 2 else f"({', '.join(type(part).__name__ for part in given)})"
-
-
-def _texts(values: Iterable[Any]) -> list[str]:
-    """Values as text; whole numbers without a point."""
-    values = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
-    return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
-
-
-def _difference(saved: int | list[str], own: int | list[str]) -> str:
-    if isinstance(saved, int) or isinstance(own, int):
-        said = [f"{x} levels without labels" if isinstance(x, int) else f"{len(x)} levels with labels"
-                for x in (saved, own)]  # fmt: skip
-        return f"it has {said[0]}, here are {said[1]}"
-    gone, new = sorted(set(saved) - set(own)), sorted(set(own) - set(saved))
-    if not gone and not new:
-        place = next(i for i, (a, b) in enumerate(zip(saved, own, strict=True)) if a != b)
-        return f"the order differs, first at level {place}, {saved[place]!r} there and {own[place]!r} here"
-    parts = [f"{len(names)} only {where} ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
-             for names, where in ((gone, "in the state"), (new, "here")) if names]  # fmt: skip
-    return " and ".join(parts)
