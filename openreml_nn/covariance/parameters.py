@@ -183,10 +183,6 @@ class Parametrized(nn.Module):
         """The natural parameters f_k(θ_k), same shape as ``params``."""
         return self._elementwise(params, lambda t, x: t.forward(x), lambda x: x)
 
-    def raw_params(self, natural: Tensor) -> Tensor:
-        """The thetas f_k⁻¹(x_k) of natural parameters, same shape: the inverse of ``trans_params``."""
-        return self._elementwise(natural, lambda t, x: t.inverse(x), lambda x: x)
-
     def trans_grad(self, params: Params) -> Tensor:
         """The derivatives f_k'(θ_k), same shape as ``params``; ones without transforms."""
         return self._elementwise(params, lambda t, x: t.grad(x), torch.ones_like)

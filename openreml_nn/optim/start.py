@@ -28,7 +28,7 @@ def data_start(problem: Problem) -> Tensor:
     with problem.threads():
         moments = {} if fixed.any() else problem.moment_variances()
     if moments:
-        return V.raw_params(torch.tensor([moments[i] for i in range(len(theta))], dtype=theta.dtype)).to(theta)
+        return V.from_natural(theta.new_tensor([moments[i] for i in range(len(theta))]))
     terms: list[tuple[Matrix, list[int]]] = [(V, list(range(V.num_params)))]
     if isinstance(V, Sum):
         terms = [(V.operand(name), V.operand_index(name)) for name in V.operand_names]
