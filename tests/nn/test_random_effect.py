@@ -34,14 +34,10 @@ from openreml_nn.nn.random_effect import RandomEffect
 from openreml_nn.nn.variational import POSTERIORS
 from openreml_nn.solvers import NotPositiveDefinite, random_terms
 from openreml_nn.testing.elsewhere import Elsewhere
+from openreml_nn.testing.kernels import random_kernel
 
 Q, SIGMA2 = 6, 0.5
 SLOPES = ["intercept", "x"]
-
-
-def kernel(q: int = Q) -> Tensor:
-    M = torch.randn(q, q + 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return M @ M.mT / q
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Any, steps: int = 500) -> float:
@@ -67,10 +63,12 @@ GAUSSIAN: dict[str, Callable[[], Effects]] = {
     "intercepts": lambda: Effects(Q, covariance=ScalarMatrix(Q, start=2.0)),
     "variances": lambda: Effects(Q, covariance=DiagonalMatrix(Q, start=[0.5, 1.0, 2.0, 1.0, 0.3, 4.0])),
     "slopes": lambda: Effects(Q, SLOPES, UnstructuredMatrix(2, start=[[2.0, 0.6], [0.6, 0.8]])),
-    "kernel": lambda: Effects(Q, covariance=KnownMatrix(kernel(), start=1.5)),
+    "kernel": lambda: Effects(Q, covariance=KnownMatrix(random_kernel(Q), start=1.5)),
     "AR(1)": lambda: Effects(Q, covariance=AR1Matrix(Q, start=[1.5, 0.7])),
     "slopes by kernel": lambda: Effects(
-        Q, SLOPES, KroneckerProduct(UnstructuredMatrix(2, start=[[2.0, 0.6], [0.6, 0.8]]), KnownMatrix(kernel()))
+        Q,
+        SLOPES,
+        KroneckerProduct(UnstructuredMatrix(2, start=[[2.0, 0.6], [0.6, 0.8]]), KnownMatrix(random_kernel(Q))),
     ),
 }
 
@@ -412,7 +410,7 @@ def test_large_counts_and_the_bias() -> None:
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_state(posterior: str) -> None:
     def make(labels: str) -> RandomEffect:
-        G = KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(kernel()))
+        G = KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(random_kernel(Q)))
         return RandomEffect(Effects(list(labels), SLOPES, G), posterior)
 
     layer, other = make("abcdef"), make("abcdef")
