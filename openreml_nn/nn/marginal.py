@@ -23,11 +23,12 @@ from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Factors, Groups
 from openreml_nn.nn.first_batches import FirstBatches
 from openreml_nn.nn.rows import Rows
-from openreml_nn.nn.transforms import dense_deviance, require_plain_levels, transforming
+from openreml_nn.nn.transforms import dense_deviance, require_plain_levels
 from openreml_nn.optim import data_start
 from openreml_nn.solvers import Solver
 from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
+from openreml_nn.solvers.watching import transforming
 
 MODES = ("batch", "exact", "features")
 

@@ -12,18 +12,14 @@ from torch import Tensor
 from openreml_nn.covariance import ScalarMatrix
 from openreml_nn.nn.batch import BatchTerm, dense_V
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
-
-
-def transforming() -> bool:
-    """Whether a transform of ``torch.func`` is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+from openreml_nn.solvers.watching import is_watched
 
 
 def require_plain_levels(groups: Any) -> None:
     """Raise a ValueError where a transform maps over levels or designs of rows, or groups are ``head.rows(groups)``."""
     entries = list(groups.values()) if isinstance(groups, Mapping) else [groups]
     parts = [part for entry in entries for part in (entry if isinstance(entry, (tuple, list)) else [entry])]
-    if not all(isinstance(x, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(x) for x in parts):
+    if not all(isinstance(x, Tensor) and not is_watched(x) for x in parts):
         raise ValueError(
             "`MixedModelHead` under `torch.func` needs the levels of rows as plain tensors, the same for all that "
             "`vmap` maps over: give them `in_dims=None`, or call the head outside of the transform."
