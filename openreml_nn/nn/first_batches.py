@@ -52,7 +52,7 @@ class FirstBatches:
                 f"makes them. The likelihood of a batch leaves out their covariance: variances are learned slowly, and "
                 f"with bias where the network takes up part of the effects. Give batches of whole clusters, "
                 f"`DataLoader(data, batch_sampler=ClusterBatchSampler(codes, batch_size))`.",
-                stacklevel=4,
+                stacklevel=6,
             )
         self.done, self._before = True, None
 
@@ -75,7 +75,7 @@ def warn_of_mean(r: Tensor, y: Tensor) -> None:
             f"long, the random effects stand in for it, and their variances come out far too large. Set the offset "
             f"before the training, `head.offset = y.mean()`; a `MixedModelRegressor` does so by itself unless "
             f"`start='current'`.",
-            stacklevel=5,
+            stacklevel=7,
         )
 
 
