@@ -56,6 +56,7 @@ def test_everything_happens_on_the_device_of_the_data(make, mode, another_device
             head.refit(*data, max_steps=0)
             mean, _ = head.predict(data[0], data[2])
             assert mean.device == device
+            assert all(values.device == device for values in head.scored(*data).values())
 
 
 @pytest.mark.skipif(not Elsewhere.works(), reason="this torch has no device to pretend")
