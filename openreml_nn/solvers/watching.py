@@ -5,8 +5,8 @@ from torch import Tensor
 
 
 def transforming() -> bool:
-    """Whether a transform is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a transform is at work; ``torch.compile``, which cannot ask this, is told of none."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_watched(*tensors: Tensor) -> bool:

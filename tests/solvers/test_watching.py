@@ -1,5 +1,6 @@
 """What of torch's transforms is seen from inside a function and from a tensor."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -34,3 +35,10 @@ def test_a_batch_of_gradients_is_seen() -> None:
     y.register_hook(lambda gradient: seen.append(is_watched(gradient)))
     torch.autograd.grad(y, x, torch.eye(3, dtype=torch.float64), is_grads_batched=True)
     assert seen == [True]
+
+
+def test_the_compiler_takes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    seen: list[bool] = []
+    torch.func.grad(lambda x: seen.append(transforming()) or x.sum())(X)  # type: ignore[func-returns-value]
+    assert seen == [False]
