@@ -18,7 +18,8 @@ from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.kernel_equations import KernelData, KernelEquations
 from openreml_nn.solvers.kernel_profile import profiled_variances
-from openreml_nn.solvers.reductions import Reduction, Source, reduce
+from openreml_nn.solvers.reductions import Reduction, reduce
+from openreml_nn.solvers.sources import Source
 from openreml_nn.solvers.spectral_form import KernelForm, kernel_form
 from openreml_nn.solvers.terms import RandomTerm
 from openreml_nn.solvers.threads import threads_for

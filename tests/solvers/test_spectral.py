@@ -62,6 +62,9 @@ MODELS = {
     "records without label": over(DummyMatrix(LEVELS, levels=range(25), unknown="zero"), KnownMatrix(SMALL[:25, :25])),
     "slopes": over(KhatriRaoMatrix(normal(N, 1), DummyMatrix(LEVELS, levels=range(30))), KnownMatrix(SMALL)),
     "slope of one record a level": over(KhatriRaoMatrix(normal(N, 1), DummyMatrix(ONCE)), KnownMatrix(K)),
+    "no level with records": over(
+        DummyMatrix(["?"] * N, levels=range(25), unknown="zero"), KnownMatrix(SMALL[:25, :25])
+    ),
     "independent levels": over(DummyMatrix(LEVELS, levels=range(30)), ScalarMatrix(30)),
     "scale in a product": over(DummyMatrix(ONCE), KroneckerProduct(ScalarMatrix(1), KnownMatrix(K))),
     "fewer markers than rows": over(FEW, ScalarMatrix(40)),
@@ -197,26 +200,6 @@ def test_reduction_of_another_kernel_is_refused() -> None:
     for name in ("singular kernel", "more records than labels", "labels without records", "fewer markers than rows"):
         with pytest.raises(ValueError, match="another kernel, or of other records"):
             solver.prepare(MODELS[name], y, X)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 31, 33, 34, 66, 100, 530])
-def test_band_reduction_of_any_size(n: int) -> None:
-    A = kernel(n, max(n // 2, 1))
-    reduction = reduce_kernel(A)
-    x = normal(n, 2)
-    product = reduction.rotate_back(reduction.times(reduction.rotate(x)))
-    torch.testing.assert_close(product, A @ x, rtol=1e-11, atol=1e-11)
-    exact = reduce_kernel(A, eigenvectors=True)
-    for a, b in ((1.0, 1.0), (1e-3, 2.0), (40.0, 0.1), (0.0, 3.0), (1e-10, 1.0), (-1e-4, 1.0)):
-        assert reduction.factor(a, b).logdet == pytest.approx(exact.factor(a, b).logdet, rel=1e-10, abs=1e-10)
-        assert reduction.slopes(a, b) == pytest.approx(exact.slopes(a, b), rel=1e-9)
-
-
-def test_arguments_of_a_reduction() -> None:
-    with pytest.raises(ValueError, match="square"):
-        reduce_kernel(FEW)
-    with pytest.raises(ValueError, match="count for each of 90 levels"):
-        reduce_kernel(K, [1.0])
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -104,3 +104,11 @@ def test_rows_of_a_factor() -> None:
     torch.testing.assert_close(rows.out(c), W @ c)
     assert rows.rest(v) is v
     assert not rows.orthonormal
+
+
+def test_rows_of_no_level() -> None:
+    rows, v = LevelRows(torch.full((4,), -1), None, 3), normal(4, 2)
+    assert rows.size == 0
+    assert rows.into(v).shape == (0, 2)
+    torch.testing.assert_close(rows.out(normal(0, 2)), torch.zeros_like(v))
+    torch.testing.assert_close(rows.rest(v), v)
