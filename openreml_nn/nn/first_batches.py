@@ -12,7 +12,8 @@ from torch import Tensor
 
 from openreml_nn.nn.batch import BatchTerm
 
-FAR, ENOUGH_ROWS, ENOUGH_LEVELS = 3.0, 10, 5  # standard deviations of y, rows, levels: at which a mean says something
+ENOUGH_ROWS, ENOUGH_LEVELS = 10, 5  # of which a mean says something
+FAR, FAR_OF_FEW_LEVELS = 3.0, 15.0  # standard deviations of y; few levels can have large effects in common
 
 
 class FirstBatches:
@@ -41,8 +42,8 @@ class FirstBatches:
         sums = {name: _sums(term.codes, y) for name, term in terms.items()}
         if self._before is None:
             enough = all(len(sums[name]) >= min(ENOUGH_LEVELS, term.effects.num_levels) for name, term in terms.items())
-            if r is not None and enough:  # of the few clusters of a small batch the mean says nothing
-                warn_of_mean(r, y)
+            if r is not None:
+                warn_of_mean(r, y, FAR if enough else FAR_OF_FEW_LEVELS)
             self._before = sums
             return
         if sums and all(_torn(self._before.get(name, {}), own) for name, own in sums.items()):
@@ -57,18 +58,19 @@ class FirstBatches:
         self.done, self._before = True, None
 
 
-def warn_of_mean(r: Tensor, y: Tensor) -> None:
+def warn_of_mean(r: Tensor, y: Tensor, far: float = FAR) -> None:
     """Warn where y − f is far from 0 on average, as before the first step of a network without an offset.
 
     Args:
         r: y − f of a batch, shape (m,).
         y: Its response.
+        far: Standard deviations of y that are far.
 
     Warns:
-        UserWarning: The mean of y − f is more than 3 standard deviations of y.
+        UserWarning: The mean of y − f is farther.
     """
     mean, sd = torch.stack([r.detach().mean(), y.detach().to(r).std()]).tolist()
-    if len(r) >= ENOUGH_ROWS and abs(mean) > FAR * sd > 0:
+    if len(r) >= ENOUGH_ROWS and abs(mean) > far * sd > 0:
         warnings.warn(
             f"`MixedModelHead` got a first batch with y {mean:+.3g} away from what the network gives in the mean, "
             f"{abs(mean) / sd:.1f} standard deviations of y. Until the network has found this by a bias, which takes "
