@@ -60,7 +60,7 @@ class KernelEquations:
         HX: H F'[U [U e]z], shape (m, p + 1).
 
     Raises:
-        torch.linalg.LinAlgError: V is not positive definite.
+        torch.linalg.LinAlgError: V is not positive definite, or too close to that for U'V⁻¹U.
     """
 
     def __init__(self, data: KernelData, a: float, b: float) -> None:
@@ -80,7 +80,10 @@ class KernelEquations:
         HX = self.H(self.data.C).numpy()
         G = self.of_span * (C.T @ HX) + self.of_rest * E
         self.M = G[:p, :p]
-        self.L, self.M_inverse = np.linalg.cholesky(self.M), np.linalg.inv(self.M)
+        try:
+            self.L, self.M_inverse = np.linalg.cholesky(self.M), np.linalg.inv(self.M)
+        except np.linalg.LinAlgError as error:
+            raise torch.linalg.LinAlgError("U'V⁻¹U") from error
         self.z = z = np.append(-self.M_inverse @ G[:p, p], 1.0)
         z[:p] -= self.M_inverse @ (self.of_span * (HX[:, :p].T @ (C @ z)) + self.of_rest * (E[:p] @ z))
         HX[:, p] = HX @ z

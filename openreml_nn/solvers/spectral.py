@@ -92,7 +92,8 @@ class SpectralProblem(Problem):
     def __init__(self, V: Matrix, fixed: FixedEffects, form: KernelForm, reduction: Reduction) -> None:
         super().__init__(V, fixed)
         self.form, self.reduction = form, reduction
-        with threads_for(self.n * (self.p + 1)):
+        numbers = self.n * (self.p + 1)
+        with threads_for(numbers, numbers * self.n):
             both = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
             left = form.rows.rest(both)
             C = self.into(both).mT.contiguous().mT
