@@ -22,6 +22,7 @@ from openreml_nn.solvers.sources import Source, known
 
 CELL = 6.0  # length of the intervals of log(a/b) on which the log-determinant is interpolated
 DEGREE = 44  # of the interpolation: its error is below rounding, see `BandReduction`
+LOST = 1e-5  # share of a trace below which a difference loses too many digits of it
 SMALL = 1e-7  # of the largest eigenvalue of aB/b: the series of (I + aB/b)⁻¹ then ends after two terms
 FEW = 64  # columns below which a product with Q is bound by memory
 
@@ -161,6 +162,8 @@ class BandReduction(Reduction):
         try:
             slope = float(self._slope_on(round((t - self._even) / CELL))(t))
         except torch.linalg.LinAlgError:  # B has eigenvalues of −1e-16, and eᵗ is 1e16 somewhere on the interval
+            return self._slopes_by_solving(a, b)
+        if self.size - slope < LOST * self.size:  # b is next to nothing beside every eigenvalue of aB
             return self._slopes_by_solving(a, b)
         return slope / a, (self.size - slope) / b
 

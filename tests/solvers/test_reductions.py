@@ -170,3 +170,11 @@ def test_memory_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1e3})())
     with pytest.raises(MemoryError, match="20 x 20"):
         reduce_kernel(K)
+
+
+@pytest.mark.parametrize("b", [1e-6, 1e-12, 1e-24])
+def test_slopes_where_b_is_next_to_nothing(b: float) -> None:
+    """1/b times a difference of numbers that are alike would be noise, and a residual variance could not go to zero."""
+    A = kernel(20, 60)
+    _, of_b = reduce_kernel(A).slopes(1.0, b)
+    assert of_b == pytest.approx(float((torch.linalg.eigvalsh(A) + b).reciprocal().sum()), rel=1e-9)

@@ -24,6 +24,7 @@ from openreml_nn.covariance import (
 from openreml_nn.solvers import NotPositiveDefinite
 from openreml_nn.solvers.reductions import BandReduction, SpectralDecomposition, reduce_factor, reduce_kernel
 from openreml_nn.solvers.spectral import SpectralProblem, SpectralSolver
+from openreml_nn.testing.kernels import random_kernel
 
 N = 90
 generator = torch.Generator().manual_seed(7)
@@ -232,3 +233,16 @@ def test_memory_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cost_is_told() -> None:
     assert "m = 40" in SpectralSolver().cost(MODELS["fewer markers than rows"])
     assert "no reduction" in SpectralSolver(reduce_kernel(K)).cost(MODELS["kernel of the rows"])
+
+
+def test_a_residual_variance_goes_to_zero() -> None:
+    """Its score is found to a digit even where it is next to nothing, so that the fit sees the boundary."""
+    generator = torch.Generator().manual_seed(3)
+    K = random_kernel(30, seed=4) + 0.1 * torch.eye(30, dtype=torch.float64)
+    ended = set()
+    for _ in range(12):
+        y = torch.linalg.cholesky(K) @ torch.randn(30, generator=generator, dtype=torch.float64)
+        result = fit(Sum({"line": KnownMatrix(K), "residual": ScalarMatrix(30)}), y, solver="spectral")
+        assert result.converged, result.reason
+        ended.add(result.held)
+    assert (0, -1) in ended
