@@ -60,8 +60,8 @@ class DummyMatrix(IncidenceMatrix):
         if codes.ndim != 1 or codes.dtype.kind not in "iu":
             raise ValueError(f"`DummyMatrix.from_codes` needs integers of shape (n,), got {codes.dtype} {codes.shape}.")
         if len(codes) and not -1 <= codes.min() <= codes.max() < len(levels):
-            least, most = codes.min(), codes.max()
-            raise ValueError(f"`DummyMatrix.from_codes` needs codes from -1 to {len(levels) - 1}, got {least} to {most}.")
+            found = f"{codes.min()} to {codes.max()}"
+            raise ValueError(f"`DummyMatrix.from_codes` needs codes from -1 to {len(levels) - 1}, got {found}.")
         Z = cls.__new__(cls)
         IncidenceMatrix.__init__(Z, torch.from_numpy(codes.astype(np.int64)), levels, None, ["Intercept"])
         return Z
