@@ -75,6 +75,7 @@ def test_factor_and_products(n: int, w: int, m: int) -> None:
     factor = BandFactor(B.copy(order="F"))
     assert factor.logdet == pytest.approx(float(torch.logdet(A)), rel=1e-12, abs=1e-12)
     torch.testing.assert_close(factor.solve(x), torch.linalg.solve(A, x))
+    assert factor.inverse_trace() == pytest.approx(float(torch.linalg.inv(A).trace()), rel=1e-11)
     torch.testing.assert_close(band_times(B, x), A @ x)
 
 

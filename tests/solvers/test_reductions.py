@@ -111,15 +111,19 @@ def test_slopes_over_sixteen_decades() -> None:
         assert of_b == pytest.approx(float((1.0 - share).sum()), rel=0.0, abs=1e-9)
 
 
-def test_slopes_of_a_kernel_that_is_indefinite_by_rounding() -> None:
-    """An interval on which aB + bI has no factor somewhere, and one without residual variance."""
-    A = kernel(12, 5) - 1e-9 * torch.eye(12, dtype=torch.float64)
-    reduction, values = reduce_kernel(A), torch.linalg.eigvalsh(A)
-    a = math.exp(20.0)
+@pytest.mark.parametrize(("below", "t"), [(1e-9, 20.0), (2e-4, 8.0)])
+def test_slopes_of_an_indefinite_kernel(below: float, t: float) -> None:
+    """Of which aB + bI has a factor, and on an interval around a/b not everywhere."""
+    A = kernel(12, 5) - below * torch.eye(12, dtype=torch.float64)
+    reduction, values, a = reduce_kernel(A), torch.linalg.eigvalsh(A), math.exp(t)
     expected = float((values / (a * values + 1.0)).sum()), float((a * values + 1.0).reciprocal().sum())
     assert reduction.slopes(a, 1.0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_slopes_without_residual_variance() -> None:
     B = kernel(12, 20)
-    assert reduce_kernel(B).slopes(2.0, 0.0) == pytest.approx((6.0, 0.5 * float(torch.linalg.inv(B).trace())), rel=1e-9)
+    expected = 6.0, 0.5 * float(torch.linalg.inv(B).trace())
+    assert reduce_kernel(B).slopes(2.0, 0.0) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("eigenvectors", [False, True])
@@ -176,5 +180,7 @@ def test_memory_is_asked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_slopes_where_b_is_next_to_nothing(b: float) -> None:
     """1/b times a difference of numbers that are alike would be noise, and a residual variance could not go to zero."""
     A = kernel(20, 60)
-    _, of_b = reduce_kernel(A).slopes(1.0, b)
-    assert of_b == pytest.approx(float((torch.linalg.eigvalsh(A) + b).reciprocal().sum()), rel=1e-9)
+    reduction, values = reduce_kernel(A), torch.linalg.eigvalsh(A) + b
+    expected = float(((values - b) / values).sum()), float(values.reciprocal().sum())
+    assert reduction.slopes(1.0, b) == pytest.approx(expected, rel=1e-9)
+    assert not reduction._slopes  # no interpolation for it
