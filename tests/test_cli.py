@@ -113,6 +113,8 @@ def test_resume_and_limit(capsys):
     assert "NOT CONVERGED after 2 steps" in shown.out
     a, b = (json.loads((folder / f"version_{i}" / "fit.json").read_text()) for i in (0, 1))
     assert a["loglik"] == b["loglik"]
+    code, told = error(capsys, "fit", "--config", ALPHA, "--ckpt_path", checkpoint, "--model.objective", "ml")
+    assert (code, "is of a fit by REML, and this one is by ml. Give --model.objective REML" in told) == (1, True)
     main(["fit", "--config", ALPHA, "--ckpt_path", checkpoint])
     record = json.loads((folder / "version_2" / "fit.json").read_text())
     assert record["converged"] is True
@@ -199,8 +201,10 @@ def test_mistakes_in_a_term(term, told, capsys):
         (["--data.fixed", "yield ~ repp"], ["'repp'", "did you mean 'rep'?"]),
         (["--data.table", "nofile.csv"], ["nofile.csv"]),
         (["--data.table", "john_alfa"], ["did you mean 'john_alpha'?"]),
-        (["--data.table", "orthodont_miss", "--data.fixed", "distance ~ age", "--data.random", "Subject"],
-         ["'distance' (12 rows)", "--data.missing drop"]),
+        (
+            ["--data.table", "orthodont_miss", "--data.fixed", "distance ~ age", "--data.random", "Subject"],
+            ["'distance' (12 rows)", "--data.missing drop"],
+        ),
         (["--model.objective", "MAP"], ["`objective` must be 'REML', 'ML' or a class of objectives, got 'MAP'."]),
         (["--model.solver", "magic"], ["There is no solver 'magic'"]),
         (["--ckpt_path", "nofile.ckpt"], ["nofile.ckpt"]),

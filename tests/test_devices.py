@@ -302,7 +302,7 @@ def test_waits_of_a_trainer(tmp_path: Path) -> None:
 # ---- a network, whose layers have tests on another device beside their own -------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*many workers", "ignore:.*no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:.*many workers", "ignore:.*no `val_dataloader`", "ignore:.*rows of the same levels")
 @pytest.mark.parametrize("mode", ["batch", "features", "exact"])
 def test_regressor(mode: str, another_device: Another, tmp_path: Path) -> None:
     x, y, codes = normal(60, 3).float(), normal(60).float(), torch.arange(60) % 7

@@ -13,6 +13,7 @@ import torch
 from openreml_nn.covariance import (
     CellMatrix,
     CovariancePropagation,
+    DummyMatrix,
     IdentityMatrix,
     IncidenceMatrix,
     KhatriRaoMatrix,
@@ -23,7 +24,7 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.data.columns import require_columns, split_columns
-from openreml_nn.data.factors import Factor, dummy
+from openreml_nn.data.factors import Factor
 from openreml_nn.data.formulas import Design, columns_of, design, levels_in, parse_design
 from openreml_nn.data.kernels import Kernel
 from openreml_nn.data.terms import Structure, Term
@@ -102,13 +103,15 @@ class TermEffects:
         groups, cells = groups.clip(min=0), cells.clip(min=0)
         labels = ["all"] if self.groups is None else self.groups.labels
         if self.cells and self.groups is None:
-            return dummy(np.where(keep, cells, -1), self.effects)
-        codes = np.where(keep, groups, -1)
+            return DummyMatrix.from_codes(np.where(keep, cells, -1), self.effects)
+        of_group = DummyMatrix.from_codes(np.where(keep, groups, -1), labels)
         if self.cells:
-            return CellMatrix(torch.from_numpy(cells), dummy(codes, labels), self.effects)
-        if self.design.is_intercept:
-            return dummy(codes, labels)
-        return KhatriRaoMatrix(self.design.of(frame), dummy(codes, labels), self.design.names)
+            return CellMatrix(torch.from_numpy(cells), of_group, self.effects)
+        return (
+            of_group
+            if self.design.is_intercept
+            else KhatriRaoMatrix(self.design.of(frame), of_group, self.design.names)
+        )
 
     def places(self, frame: pd.DataFrame) -> np.ndarray:
         """Which effect of which group each row has, as one number, where each row has one; −1 for unknown levels."""

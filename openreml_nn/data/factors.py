@@ -1,5 +1,6 @@
 """Levels of columns: from rows to codes, for the table of the fit and for new rows."""
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from openreml_nn.covariance import DummyMatrix, Levels
+from openreml_nn.covariance import Levels
 from openreml_nn.data.columns import is_factor
 
 _UNKNOWN = "\x00unknown"
+SPREAD = 4  # combinations that are marked one by one, for each row
 
 
 class Factor:
@@ -36,17 +38,18 @@ class Factor:
         self.columns = list(columns)
         self._uniques = [_uniques(frame[column]) for column in self.columns]
         sizes = [len(unique) for unique in self._uniques]
-        self._cells = np.unique(_joint(self._column_codes(frame), sizes))
+        self._cells = _distinct(_joint(self._column_codes(frame), sizes), math.prod(sizes))
         digits = np.unravel_index(self._cells, sizes)
-        names = [[_text(value) for value in unique] for unique in self._uniques]
-        parts = [[name[i] for i in digit] for name, digit in zip(names, digits, strict=True)]
-        self.observed = [":".join(part) for part in zip(*parts, strict=True)]
+        parts = [_texts(unique[digit]) for unique, digit in zip(self._uniques, digits, strict=True)]
+        self.observed = parts[0] if len(parts) == 1 else [":".join(part) for part in zip(*parts, strict=True)]
         if len(set(self.observed)) != len(self.observed):
             twice = next(label for label in self.observed if self.observed.count(label) > 1)
             raise ValueError(f"Columns {self.columns} have two combinations with the label {twice!r}. Rename a level.")
-        self.labels = self.observed if labels is None else list(labels)
-        place = {label: i for i, label in enumerate(self.labels)}
-        self._place = np.array([place[label] for label in self.observed], dtype=np.int64)
+        self.labels, self._place = self.observed, np.arange(len(self.observed))
+        if labels is not None:
+            self.labels = list(labels)
+            place = {label: i for i, label in enumerate(self.labels)}
+            self._place = np.array([place[label] for label in self.observed], dtype=np.int64)
         self._numeric = labels is None and not any(is_factor(frame[column]) for column in self.columns)
         self._values = [unique.to_numpy()[digit] for unique, digit in zip(self._uniques, digits, strict=True)]
 
@@ -69,8 +72,11 @@ class Factor:
         """Level of each row, shape (n,); −1 where it is missing or was not seen in the fit."""
         codes = self._column_codes(frame)
         both = _joint(codes, [len(unique) for unique in self._uniques])
-        at = np.searchsorted(self._cells, both).clip(max=len(self._cells) - 1)
-        known = np.all([code >= 0 for code in codes], axis=0) & (self._cells[at] == both)
+        known = np.all([code >= 0 for code in codes], axis=0)
+        at = both
+        if len(self._cells) < math.prod(len(unique) for unique in self._uniques):  # else a cell is its own place
+            at = np.searchsorted(self._cells, both).clip(max=len(self._cells) - 1)
+            known &= self._cells[at] == both
         found = np.where(known, self._place[at], -1)
         if len(self.labels) > len(self.observed) and not known.all():
             found[~known] = self._codes_by_label(frame[self.columns][~known])
@@ -99,14 +105,8 @@ class Factor:
         return [_codes(frame[column], unique) for column, unique in zip(self.columns, self._uniques, strict=True)]
 
 
-def dummy(codes: np.ndarray, labels: Sequence[str]) -> DummyMatrix:
-    """Z of rows with these codes, rows of zeros where a code is −1."""
-    column = pd.Categorical.from_codes(np.where(codes < 0, len(labels), codes), pd.Index([*labels, _UNKNOWN]))
-    return DummyMatrix(column, levels=labels, full=True, unknown="zero")
-
-
 def _uniques(column: pd.Series) -> pd.Index:
-    return column.cat.categories if is_factor(column) else pd.Index(np.unique(column.to_numpy()))
+    return column.cat.categories if is_factor(column) else pd.Index(np.sort(pd.unique(column.to_numpy())))
 
 
 def _codes(column: pd.Series, unique: pd.Index) -> np.ndarray:
@@ -121,6 +121,21 @@ def _joint(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     for code, size in zip(codes, sizes, strict=True):
         joint = joint * size + code.clip(min=0)
     return joint
+
+
+def _distinct(cells: np.ndarray, count: int) -> np.ndarray:
+    """The numbers below ``count`` that occur, in order; by marks where these are few."""
+    if count > SPREAD * len(cells):
+        return np.unique(cells)
+    seen = np.zeros(count, dtype=bool)
+    seen[cells] = True
+    return np.flatnonzero(seen)
+
+
+def _texts(values: pd.Index) -> list[str]:
+    if pd.api.types.is_integer_dtype(values.dtype):
+        return list(map(str, values.tolist()))
+    return [value if type(value) is str else _text(value) for value in values.tolist()]
 
 
 def _text(value: Any) -> str:

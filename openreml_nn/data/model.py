@@ -163,7 +163,7 @@ class MixedModel:
 
         Args:
             new_table: Rows with the columns of the fixed effects and of the random terms; a missing or new level of a
-                random term gives a row of zeros.
+                random term gives a row of zeros, and the number of missing ones is logged.
             ranks: The processes that share the rows of the fit; a level that another one has gives a row of zeros too,
                 and is known.
 
@@ -180,6 +180,9 @@ class MixedModel:
         for name, own in effects.items():
             levels = dict.fromkeys(column for factor in own.factors for column in factor.columns)
             require_columns(levels, new, f"term {name!r}")
+            if gaps := int(new[list(levels)].isna().any(axis=1).sum()):
+                said = "%d of %d new rows have no value in %s, and are taken as rows of a level that is not in the fit."
+                log.warning(said, gaps, len(new), ", ".join(map(repr, levels)))
             other = new[[column for column in levels if column not in exact]].reset_index(drop=True)
             frame = pd.concat([exact, other], axis=1)
             Z[name], unseen[name] = own.Z(frame), own.Z(frame, unseen=True)

@@ -49,15 +49,13 @@ class Commands(LightningCLI):
         parser.set_defaults({"checkpoint.enable_version_counter": False})
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads the options of a checkpoint here."""
-        self._require_safe_checkpoint()
-        super()._parse_ckpt_path()
+        """Options are those of the configuration, not of the checkpoint, of which one could then change none."""
+        self._checkpoint()
 
-    def _require_safe_checkpoint(self) -> None:
-        """Refuse a checkpoint that is damaged or holds code before anything of it is read."""
+    def _checkpoint(self) -> dict[str, Any]:
+        """The checkpoint of a command, empty where there is none; one that is damaged or holds code is refused."""
         path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        if path and Path(path).is_file():
-            SafeCheckpointIO().load_checkpoint(path)
+        return SafeCheckpointIO().load_checkpoint(path) if path and Path(path).is_file() else {}
 
     def before_instantiate_classes(self) -> None:
         """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
@@ -99,6 +97,20 @@ class REMLCLI(Commands):
         defaults: dict[str, Any] = {"trainer_defaults": trainer_defaults() | own, "seed_everything_default": False}
         super().__init__(self.MODULE, self.DATA, **(defaults | options))
 
+    def _parse_ckpt_path(self) -> None:
+        """A fit that goes on maximises what it did before; predictions take this and the rest from the checkpoint."""
+        if self.config.get("subcommand") != "fit":
+            self._checkpoint()
+            super(Commands, self)._parse_ckpt_path()
+            return
+        before = self._checkpoint().get("hyper_parameters", {}).get("objective")
+        now = self.config.fit.model.get("objective")
+        if isinstance(before, str) and isinstance(now, str) and before.upper() != now.upper():
+            raise MisconfigurationException(
+                f"The checkpoint is of a fit by {before}, and this one is by {now}. Give --model.objective {before}, "
+                f"or leave out --ckpt_path."
+            )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data.covariance", "model.covariance", apply_on="instantiate")
@@ -130,10 +142,6 @@ class NetworkCLI(Commands):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return Commands.subcommands() | {"refit": {"model", "datamodule"}}
-
-    def _parse_ckpt_path(self) -> None:
-        """The options are those of the configuration, not of the checkpoint, of which one could then change none."""
-        self._require_safe_checkpoint()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -11,6 +11,8 @@ from openreml_nn.metrics import (
     NegativeLogPredictiveDensity,
 )
 
+VAL_MSE = "val/mse"
+
 
 def scores(prefix: str, more: bool) -> MetricCollection:
     """The squared error of predictions as ``<prefix>mse``, and, where more is asked for, the scores of a mixed model.

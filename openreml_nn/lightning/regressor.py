@@ -1,13 +1,11 @@
 """A network with a `MixedModelHead` as a LightningModule: a shell around both, without mathematics."""
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -15,11 +13,10 @@ from torchmetrics import MetricCollection
 
 from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, rows_once, same_levels
 from openreml_nn.lightning.network_checkpoints import TRAINED, write_last_step_again
-from openreml_nn.lightning.network_scores import scores
+from openreml_nn.lightning.network_checks import check_before_training
+from openreml_nn.lightning.network_scores import VAL_MSE, scores
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
 from openreml_nn.result import FitResult
-
-VAL_MSE = "val/mse"
 
 
 class MixedModelRegressor(L.LightningModule):
@@ -143,25 +140,7 @@ class MixedModelRegressor(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": steps}
 
     def on_train_start(self) -> None:
-        watched = any(
-            config.reduce_on_plateau and config.monitor == VAL_MSE for config in self.trainer.lr_scheduler_configs
-        )
-        if watched and not self.trainer.enable_validation:
-            raise ValueError(
-                "`ReduceLROnPlateau` watches `val/mse`, and this fit has no validation. Give `Trainer.fit` a loader of "
-                "validation rows, or take a scheduler that needs none."
-            )
-        if self.trainer.precision in ("16-true", "bf16-true"):
-            rank_zero_warn(
-                f"`Trainer(precision={self.trainer.precision!r})` rounds y and designs to half precision before the "
-                f"likelihood sees them. Take '16-mixed' or 'bf16-mixed': the network is in half precision, y is not."
-            )
-        if self.head.mode == "exact" and 1 < (batches := self.trainer.num_training_batches) < math.inf:
-            rank_zero_warn(
-                f"The exact likelihood wants all rows as one batch, and the loader gives {batches} batches: each is "
-                f"taken as if it were all rows, slowly. Give `DataLoader([(x, y, groups)], batch_size=None)`, or take "
-                f"a head of mode 'batch'."
-            )
+        check_before_training(self.trainer, self.head)
         if self.trainer.global_step > 0:
             self._go_on()
         elif self.start != "current":

@@ -1,7 +1,6 @@
 """What a head asks of a batch, and what it says where a loss cannot be had."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Real
@@ -17,8 +16,6 @@ RUN_AWAY = (
     "earlier. One that grows without bounds or is not a number says that its steps are too large: take a smaller "
     "learning rate for the thetas."
 )
-
-FAR, ENOUGH_ROWS = 3.0, 10  # standard deviations of y, and rows, at which a mean is worth a warning
 
 
 def without_autocast(device: str) -> AbstractContextManager:
@@ -82,28 +79,6 @@ def enough_rows(m: int, p: int) -> Iterator[None]:
             f"more than {p} rows, and many more to estimate variances; this batch has {m}. Take larger batches, fewer "
             f"features, or all rows at once: `head(phi, y, head.rows(groups))`."
         ) from error
-
-
-def warn_of_mean(r: Tensor, y: Tensor) -> None:
-    """Warn where y − f is far from 0 on average, as before the first step of a network without an offset.
-
-    Args:
-        r: y − f of a batch, shape (m,).
-        y: Its response.
-
-    Warns:
-        UserWarning: The mean of y − f is more than 3 standard deviations of y.
-    """
-    mean, sd = torch.stack([r.detach().mean(), y.detach().to(r).std()]).tolist()
-    if len(r) >= ENOUGH_ROWS and abs(mean) > FAR * sd > 0:
-        warnings.warn(
-            f"`MixedModelHead` got a first batch with y {mean:+.3g} away from what the network gives in the mean, "
-            f"{abs(mean) / sd:.1f} standard deviations of y. Until the network has found this by a bias, which takes "
-            f"long, the random effects stand in for it, and their variances come out far too large. Set the offset "
-            f"before the training, `head.offset = y.mean()`; a `MixedModelRegressor` does so by itself unless "
-            f"`start='current'`.",
-            stacklevel=4,
-        )
 
 
 class _NotFiniteError(ValueError):

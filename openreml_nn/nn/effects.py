@@ -4,7 +4,7 @@ In batches a level is a code, as for an embedding. `Effects` is the vocabulary t
 thetas of G; which rows a batch has is never kept here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.fixed_values import differing, fixed_values
+from openreml_nn.nn.vocabulary import difference, level_numbers, texts
 
 Entry = Tensor | tuple[Tensor, Tensor]
 """What a batch says of one factor: codes of shape (m,), or (codes, design) with a design of shape (m, s)."""
@@ -88,7 +89,7 @@ class Effects(KeepsDtype):
         if isinstance(levels, (int, np.integer)):
             self.num_levels = int(levels)
         else:
-            self.labels = list((levels if isinstance(levels, Levels) else Levels(_texts(levels))).labels)
+            self.labels = list((levels if isinstance(levels, Levels) else Levels(texts(levels))).labels)
             self.num_levels = len(self.labels)
         if self.num_levels < 1:
             raise ValueError(f"`Effects` needs at least one level, got {self.num_levels}.")
@@ -124,7 +125,7 @@ class Effects(KeepsDtype):
         """Codes of labels, shape (m,), int64; −1 for a label that is not a level.
 
         Labels are compared as text, and whole numbers alike whatever their type. Without labels of its own a level is
-        its number, from 0.
+        its number, from 0, and names are refused.
 
         Args:
             labels: Column of labels, shape (m,): a list, array, Series or tensor.
@@ -133,16 +134,16 @@ class Effects(KeepsDtype):
             Codes, shape (m,), int64, on the CPU.
 
         Raises:
-            ValueError: Labels are missing.
+            ValueError: Labels are missing, or are names where the levels are numbers.
         """
         column = pd.Series(labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels)
         if column.isna().any():
             raise ValueError(f"`Effects.encode` got {int(column.isna().sum())} missing labels. Drop or name them.")
         codes, unique = pd.factorize(column)
         if self.labels is None:
-            place = np.array([_number(text, self.num_levels) for text in _texts(unique)], dtype=np.int64)
+            place = level_numbers(texts(unique), self.num_levels)
         else:
-            place = pd.Index(self.labels).get_indexer(pd.Index(_texts(unique), dtype=object)).astype(np.int64)
+            place = pd.Index(self.labels).get_indexer(pd.Index(texts(unique), dtype=object)).astype(np.int64)
         return torch.from_numpy(place[codes] if len(place) else codes.astype(np.int64))
 
     @property
@@ -256,7 +257,7 @@ class Effects(KeepsDtype):
             raise ValueError(f"The state has the effects {state['effects']}, these are {self.effects}.")
         saved, own = state["levels"], self.num_levels if self.labels is None else self.labels
         if saved != own:
-            raise ValueError(f"The state is of other levels: {_difference(saved, own)}.")
+            raise ValueError(f"The state is of other levels: {difference(saved, own)}.")
         other = differing(state.get("fixed", {}), fixed_values(self.G))
         if other:
             raise ValueError(
@@ -272,28 +273,3 @@ def _said(given: Any) -> str:
     if not isinstance(given, (tuple, list)):
         return type(given).__name__
     return f"{len(given)} parts" if len(given) != 2 else f"({', '.join(type(part).__name__ for part in given)})"
-
-
-def _texts(values: Iterable[Any]) -> list[str]:
-    """Values as text; whole numbers without a point."""
-    values = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
-    return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
-
-
-def _number(text: str, count: int) -> int:
-    """The level that a text is the number of, as it is written: ``"1"``, not ``"01"`` or ``"True"``; else −1."""
-    return int(text) if text.isdecimal() and str(int(text)) == text and int(text) < count else -1
-
-
-def _difference(saved: int | list[str], own: int | list[str]) -> str:
-    if isinstance(saved, int) or isinstance(own, int):
-        said = [f"{x} levels without labels" if isinstance(x, int) else f"{len(x)} levels with labels"
-                for x in (saved, own)]  # fmt: skip
-        return f"it has {said[0]}, here are {said[1]}"
-    gone, new = sorted(set(saved) - set(own)), sorted(set(own) - set(saved))
-    if not gone and not new:
-        place = next(i for i, (a, b) in enumerate(zip(saved, own, strict=True)) if a != b)
-        return f"the order differs, first at level {place}, {saved[place]!r} there and {own[place]!r} here"
-    parts = [f"{len(names)} only {where} ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
-             for names, where in ((gone, "in the state"), (new, "here")) if names]  # fmt: skip
-    return " and ".join(parts)

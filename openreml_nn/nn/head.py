@@ -69,7 +69,8 @@ class MixedModelHead(MarginalLikelihood):
         ValueError: No effects, a name is taken, or an option that does not exist.
 
     Warns:
-        UserWarning: In the first batch of a training y is far from what the network gives: set the offset.
+        UserWarning: In the first batch of a training y is far from what the network gives: set the offset. Or its first
+            two batches have rows of the same levels: give batches of whole clusters.
 
     Example:
         >>> import torch

@@ -16,20 +16,21 @@ from openreml_nn.nn.checks import (
     one_number,
     require_column,
     require_pair,
-    warn_of_mean,
     without_autocast,
 )
 from openreml_nn.nn.dtypes import KeepsDtype
 from openreml_nn.nn.effects import Effects
 from openreml_nn.nn.factors import Factors, Groups
+from openreml_nn.nn.first_batches import FirstBatches
 from openreml_nn.nn.rows import Rows
+from openreml_nn.nn.transforms import dense_deviance, require_plain_levels
 from openreml_nn.optim import data_start
 from openreml_nn.solvers import Solver
 from openreml_nn.solvers.dense import DenseProblem
 from openreml_nn.solvers.fixed_effects import prepare_fixed_effects
+from openreml_nn.solvers.watching import transforming
 
 MODES = ("batch", "exact", "features")
-ENOUGH_LEVELS = 5  # in a batch, for its mean to say something of the mean of all rows
 
 
 class MarginalLikelihood(KeepsDtype):
@@ -58,7 +59,7 @@ class MarginalLikelihood(KeepsDtype):
         self.factors = Factors(effects)
         self.residual = ScalarMatrix(1, start=residual)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
-        self._mean_seen = False
+        self._first = FirstBatches()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "offset":
@@ -100,29 +101,33 @@ class MarginalLikelihood(KeepsDtype):
             groups: For each factor its codes, shape (m,), or (codes, design) with slopes; what ``rows`` made of all
                 rows once.
 
+        Under ``torch.func`` (``functional_call`` with ``grad``, ``vmap``, ``hessian``, …) it goes through a dense V of
+        the rows, which is twice differentiable, and looks at no values.
+
         Raises:
             TypeError: y or codes are no tensors.
-            ValueError: Shapes or codes do not fit, or the loss is not finite: missing or infinite values in y or in the
-                output, or a variance parameter that has run away.
+            ValueError: Shapes or codes do not fit, ``vmap`` maps over codes, or the loss is not finite: missing or
+                infinite values in y or in the output, or a variance parameter that has run away.
             NotPositiveDefinite: V is not positive definite at the present thetas.
         """
         require_pair(output, y)
         if not len(y):
             raise ValueError("`MixedModelHead` got a batch without rows.")
+        if transforming():
+            with without_autocast(output.device.type):
+                return self._transformed_loss(output, y, groups)
         with without_autocast(output.device.type), explained(output, y, self.variance):
             loss = finite(self._loss(output, y, groups))
-        if not self._mean_seen and loss.requires_grad:
-            self._mean_seen = True
-            self._look_at_mean(output, y, groups)
+        if loss.requires_grad and not self._first.done:
+            self._look(output, y, groups)
         return loss
 
-    def _look_at_mean(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
-        """Warn where y is far from f; of the few clusters of a small batch the mean says nothing."""
-        terms = [] if isinstance(groups, Rows) else self.factors.terms(groups, len(y))
-        if self.mode != "features" and all(
-            len(term.codes.unique()) >= min(ENOUGH_LEVELS, term.effects.num_levels) for term in terms
-        ):
-            warn_of_mean(self.left_over(output, y)[0], y)
+    def _look(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> None:
+        """What is worth a warning in the first batches of a training."""
+        whole = isinstance(groups, Rows) or self.mode == "exact"
+        terms = [] if whole else self.factors.terms(groups, len(y))  # type: ignore[arg-type]
+        r = None if self.mode == "features" else self.left_over(output, y)[0]
+        self._first.look(r, y.reshape(-1), dict(zip(self.effects, terms, strict=False)))
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)
@@ -137,8 +142,14 @@ class MarginalLikelihood(KeepsDtype):
             r, X = self.left_over(output, y)
             with enough_rows(*X.shape):
                 deviance, p = batch_deviance(terms, self.residual, r, X, restricted)
-        free = m - p if restricted else m
-        return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)
+        return _per_row(deviance, m, p, restricted)
+
+    def _transformed_loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
+        """The loss under a transform of ``torch.func``."""
+        require_plain_levels(groups)
+        terms, restricted = self.factors.terms(groups, len(output)), self.method == "REML"  # type: ignore[arg-type]
+        deviance, p = dense_deviance(terms, self.residual, *self.left_over(output, y), restricted)
+        return _per_row(deviance, len(output), p, restricted)
 
     def covariance(self, groups: Groups) -> Sum:
         """V over rows, shape (n, n), with the thetas of the head."""
@@ -183,3 +194,9 @@ class MarginalLikelihood(KeepsDtype):
         f, X = self.fixed_part(output)
         require_pair(f, y)
         return y.reshape(-1) - f, X
+
+
+def _per_row(deviance: Tensor, m: int, p: int, restricted: bool) -> Tensor:
+    """−ℓ per row from a deviance without its constant."""
+    free = m - p if restricted else m
+    return (deviance + free * math.log(2.0 * math.pi)) * (0.5 / m)

@@ -1,11 +1,13 @@
 """Random effects as a layer: b ~ N(0, G(θ)) at any place of a network and under any loss, by variational inference."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from openreml_nn.nn.effects import Effects
+from openreml_nn.nn.effects import Effects, Entry
 from openreml_nn.nn.prior import Prior, cholesky
 from openreml_nn.nn.variational import POSTERIORS
 
@@ -86,14 +88,14 @@ class RandomEffect(nn.Module):
     # ---- rows --------------------------------------------------------------------------------------------------------
 
     def forward(
-        self, codes: Tensor, design: Tensor | None = None, *, sample: bool | None = None, shared: bool = False
+        self, codes: Entry, design: Tensor | None = None, *, sample: bool | None = None, shared: bool = False
     ) -> Tensor:
         """z'b of each row, shape (m,).
 
         A level that is not in the vocabulary (code −1) has mean 0, and is drawn from the prior of an average level.
 
         Args:
-            codes: Level of each row, shape (m,), integers from −1.
+            codes: Level of each row, shape (m,), integers from −1; or (codes, design), as a head takes them.
             design: Values of the effects, shape (m, s), through which gradients flow; ones for one effect.
             sample: Draw b from the posterior rather than take its mean; as `torch.nn.Dropout`, in training when left
                 out.
@@ -123,8 +125,11 @@ class RandomEffect(nn.Module):
             return self._draw(codes, shared, unknown)
         return torch.where((codes >= 0)[:, None], self.posterior.mean[codes.clamp(min=0)], 0.0)
 
-    def moments(self, codes: Tensor, design: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of z'b under the posterior, each of shape (m,); an unknown level has its prior's."""
+    def moments(self, codes: Entry, design: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of z'b under the posterior, each of shape (m,); an unknown level has its prior's.
+
+        Arguments are those of a call of the layer.
+        """
         codes, design, unknown = self._checked(codes, design)
         return self._mean(codes, design), self._deviation(codes, design, unknown).square()
 
@@ -171,6 +176,11 @@ class RandomEffect(nn.Module):
         mean[:, place] -= c
         return c
 
+    def variance(self) -> dict[str, float]:
+        """Variance parameters of the prior on their natural scale by name: ``sigma^2``."""
+        G = self.effects.G
+        return dict(zip(G.natural_names, G.natural(G.theta.detach()).tolist(), strict=True))
+
     def table(self) -> pd.DataFrame:
         """Effect, level, mean and standard deviation of each effect under the posterior."""
         q, names = self.effects.num_levels, self.effects.effects
@@ -185,9 +195,11 @@ class RandomEffect(nn.Module):
     def _drawn(self, sample: bool | None) -> bool:
         return self.training if sample is None else sample
 
-    def _checked(self, codes: Tensor, design: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+    def _checked(self, codes: Entry, design: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
         """Codes as int64, the design in the dtype of the posterior, with its gradient, and if levels are unknown."""
-        entry = codes if design is None else (codes, design.detach())
+        if design is None and isinstance(codes, (tuple, list)) and len(codes) == 2 and isinstance(codes[1], Tensor):
+            codes, design = codes
+        entry: Any = codes if design is None else (codes, design.detach())
         codes, _, unknown = self.effects.checked(entry, len(codes), type(self).__name__, unknown=True)
         return codes, None if design is None else design.to(self.posterior.mean.dtype), unknown
 

@@ -5,9 +5,7 @@ likelihood offers: an information matrix at hardly any cost, a scale on which co
 decrement g'H⁻¹g, twice the gain in ℓ that is left), and variances that go to zero.
 """
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,10 @@ from openreml_nn.optim.cone import to_the_best
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
 from openreml_nn.optim.curvature import among, condition, confounded, embedded, newton_decrement, norm, null_directions
 from openreml_nn.optim.geometry import Geometry
-from openreml_nn.optim.host import to_host
+from openreml_nn.optim.points import Point, Points
 from openreml_nn.optim.progress import Progress
 from openreml_nn.optim.secant import predicts_better, updated
 from openreml_nn.optim.triangular import left_out, turns_only
-from openreml_nn.solvers import NotPositiveDefinite
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
@@ -45,25 +42,6 @@ def _undecorated(name: str) -> Any:
 
 class ConfoundedParameters(ValueError):
     """The information is singular: the data cannot tell some parameters apart."""
-
-
-@dataclass(frozen=True)
-class _Point:
-    """What the host knows of the objective at one θ.
-
-    Attributes:
-        loss: −ℓ.
-        theta: θ, as the parameters hold it, shape (k,).
-        score: ∂ℓ/∂θ.
-        information: Shape (k, k).
-        units: Units of the parameters.
-    """
-
-    loss: float
-    theta: np.ndarray
-    score: np.ndarray
-    information: np.ndarray
-    units: np.ndarray
 
 
 class AverageInformation(torch.optim.Optimizer):
@@ -101,9 +79,7 @@ class AverageInformation(torch.optim.Optimizer):
             raise ValueError("`AverageInformation` needs all its parameters in one group.")
         if not tolerance > 0:
             raise ValueError(f"`AverageInformation` needs a tolerance above 0, got {tolerance}.")
-        self._information = information
-        self._geometry = geometry
-        self._left: list[tuple[int, int]] | None = None
+        self._points = Points(self.param_groups[0]["params"], information, geometry)
         self.control = control or TrustRegion()
         self.tolerance = tolerance
 
@@ -143,26 +119,26 @@ class AverageInformation(torch.optim.Optimizer):
             closure: Clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
         s = self._memory()
-        if "theta" not in s or self._was_moved(s["theta"]):
+        if "theta" not in s or self._points.were_moved(s["theta"]):
             self._begin(s, closure)
         elif s["done"]:
             with torch.enable_grad():
                 closure()  # a training loop expects its closure to be called
         if not s["done"]:
             self._advance(s, closure)
-        self._left = self._marks()
+        self._points.remember()
         return torch.tensor(s["loss"], dtype=torch.float64)
 
     def _begin(self, s: dict[str, Any], closure: Callable[[], Any]) -> None:
         """Evaluate where the parameters are, without moving."""
-        k = sum(p.numel() for p in self._moved())
+        k = self._points.count
         if k == 0:
             raise ValueError("`AverageInformation` has no parameter to move; all are fixed.")
-        geometry = self._geometry_now()
-        at = self._evaluate(closure, geometry.units)
+        geometry = self._points.geometry()
+        at = self._points.at_present(closure, geometry.units)
         if not np.isfinite(at.loss):
             raise ValueError(f"The objective is {at.loss} at the start values; give others.")
-        if all(p.grad is None for p in self._moved()):
+        if all(p.grad is None for p in self._points.moved):
             raise ValueError("The closure left no gradient in any parameter: it must call `backward` on its loss.")
         s.update(
             vars(at), origin=at.theta,
@@ -189,8 +165,8 @@ class AverageInformation(torch.optim.Optimizer):
             leap = candidates.pop(0) if candidates else None
             step, promised = self._trial(s, g, H, leap)
             length, trials = norm(step), trials + 1
-            self._write((s["theta"] + step * units) * (1.0 if leap is None else leap.signs))
-            at = self._trial_point(closure, same_units, s["loss"] + rounding)
+            self._points.write((s["theta"] + step * units) * (1.0 if leap is None else leap.signs))
+            at = self._points.trial(closure, same_units, s["loss"] + rounding)
             seen = promised > rounding
             if at is not None and self._is_better(s, at, seen, rounding):
                 break
@@ -216,14 +192,14 @@ class AverageInformation(torch.optim.Optimizer):
         )  # fmt: skip
         self._judge(s)
 
-    def _is_better(self, s: dict[str, Any], at: _Point, seen: bool, rounding: float) -> bool:
+    def _is_better(self, s: dict[str, Any], at: Point, seen: bool, rounding: float) -> bool:
         """Whether ℓ is higher at a trial point; where a gain could not be ``seen``, whether the decrement is lower."""
         gain = s["loss"] - at.loss
         if seen or gain <= -rounding or not at.theta.size:
             return seen and gain > 0
         return self._decrement(at, s["held"] == 0) < s["decrement"]
 
-    def _learn(self, s: dict[str, Any], step: np.ndarray | None, at: _Point, gain: float) -> None:
+    def _learn(self, s: dict[str, Any], step: np.ndarray | None, at: Point, gain: float) -> None:
         """Learn from an accepted step what the information leaves out; a leap (None) tells nothing of the curvature."""
         S = s["secant"]
         if step is None:
@@ -237,7 +213,7 @@ class AverageInformation(torch.optim.Optimizer):
             use = self._decrement(at, s["held"] == 0) < NEAR * s["decrement"]
         s.update(secant=updated(S, 0.5 * (before + after), step, s["score"] - at.score), use_secant=use)
 
-    def _decrement(self, at: _Point, free: np.ndarray) -> float:
+    def _decrement(self, at: Point, free: np.ndarray) -> float:
         return newton_decrement(among(at.information, free), at.score[free])
 
     def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
@@ -280,7 +256,7 @@ class AverageInformation(torch.optim.Optimizer):
 
     def _stop_without_step(self, s: dict[str, Any], seen: bool) -> None:
         """End, back at the last accepted thetas."""
-        self._write(s["theta"], -s["score"])
+        self._points.write(s["theta"], -s["score"])
         free = s["held"] == 0
         left = min(newton_decrement(among(self._curvature(s, use), free), s["score"][free]) for use in (False, True))
         if left < ENOUGH:
@@ -312,6 +288,9 @@ class AverageInformation(torch.optim.Optimizer):
 
     # ---- checkpoints: plain tensors on the way out, arrays on the way in ---------------------------------------------
 
+    def _memory(self) -> dict[str, Any]:
+        return self.state[self.param_groups[0]["params"][0]]
+
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
         saved["state"] = {
@@ -329,73 +308,3 @@ class AverageInformation(torch.optim.Optimizer):
                     memory[key] = memory[key].detach().cpu().numpy().astype(kind)
             # torch rebuilds whatever can be iterated element by element, which makes nonsense of a text
             memory.update({key: value for key, value in given.items() if isinstance(value, (str, list))})
-
-    # ---- parameters as one vector ------------------------------------------------------------------------------------
-
-    def _moved(self) -> list[nn.Parameter]:
-        return [p for p in self.param_groups[0]["params"] if p.requires_grad]
-
-    def _memory(self) -> dict[str, Any]:
-        return self.state[self.param_groups[0]["params"][0]]
-
-    def _marks(self) -> list[tuple[int, int]]:
-        """What changes where anybody replaces the parameters or writes into them, but not through their ``data``."""
-        return [(p._version, p.data_ptr()) for p in self._moved()]
-
-    def _was_moved(self, theta: np.ndarray) -> bool:
-        """Whether the parameters are not at ``theta``, where the last step left them. A GPU is seldom asked."""
-        moved = self._moved()
-        if self._left == self._marks() and not all(p.is_cpu for p in moved):
-            return False
-        now = to_host(*moved)
-        return not np.array_equal(theta, np.concatenate([x.reshape(-1) for x in now]))
-
-    def _geometry_now(self) -> Geometry:
-        k = sum(p.numel() for p in self._moved())
-        return self._geometry() if callable(self._geometry) else self._geometry or Geometry.plain(k)
-
-    def _evaluate(
-        self, closure: Callable[[], Any], units: np.ndarray | Tensor | None, most: float = math.inf
-    ) -> _Point:
-        """What the host has to know of the present thetas, in one message from their device.
-
-        Args:
-            closure: The closure.
-            units: Units of the parameters where they are known; None where they follow from the present thetas.
-            most: Loss from which on a point is not wanted; on the CPU, where a look costs nothing, the information is
-                not computed there, and the arrays are empty.
-        """
-        with torch.enable_grad():
-            loss = closure()
-        if isinstance(loss, Tensor) and loss.device.type == "cpu" and loss >= most:
-            return _Point(float(loss.detach()), *[np.zeros(0)] * 4)
-        moved = self._moved()
-        H, k = self._information(), sum(p.numel() for p in moved)
-        if H.shape != (k, k):
-            raise ValueError(f"`information` must give a matrix of shape ({k}, {k}), got {tuple(H.shape)}.")
-        theta = torch.cat([p.reshape(-1) for p in moved])
-        score = -torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in moved])
-        message = [torch.as_tensor(loss, device=theta.device), theta, score, H]
-        own = self._geometry_now().units if units is None else units
-        if isinstance(own, Tensor):
-            *numbers, own = to_host(*message, own)
-        else:
-            numbers = to_host(*message)
-        return _Point(float(numbers[0]), numbers[1], numbers[2], numbers[3], own)
-
-    def _trial_point(self, closure: Callable[[], Any], units: np.ndarray | None, most: float) -> _Point | None:
-        """The same at a trial point; None where V has no Cholesky factor or ℓ is no number there."""
-        try:
-            at = self._evaluate(closure, units, most)
-        except (NotPositiveDefinite, torch.linalg.LinAlgError):
-            return None
-        return at if math.isfinite(at.loss) else None
-
-    def _write(self, theta: np.ndarray, grad: np.ndarray | None = None) -> None:
-        moved = self._moved()
-        sizes = [p.numel() for p in moved]
-        for p, value in zip(moved, torch.from_numpy(theta).to(moved[0]).split(sizes), strict=True):
-            p.copy_(value.view_as(p))
-        if grad is not None:
-            for p, value in zip(moved, torch.from_numpy(grad).to(moved[0]).split(sizes), strict=True):
-                p.grad = value.reshape(p.shape).clone()

@@ -25,16 +25,13 @@ def data_start(problem: Problem) -> Tensor:
     theta = V.theta.detach().clone()
     fixed = torch.zeros(len(theta), dtype=torch.bool)
     fixed[V.no_grad_index] = True
-    terms: list[tuple[Matrix, list[int]]] = [(V, list(range(V.num_params)))]
-    if isinstance(V, Sum):
-        terms = [(V.operand(name), V.operand_index(name)) for name in V.operand_names]
     with problem.threads():
         moments = {} if fixed.any() else problem.moment_variances()
     if moments:
-        for term, index in terms:
-            (i,) = index
-            theta[index] = term.rescale(theta[index], moments[i] / float(term.trans_params(theta[index])))
-        return theta
+        return V.from_natural(theta.new_tensor([moments[i] for i in range(len(theta))]))
+    terms: list[tuple[Matrix, list[int]]] = [(V, list(range(V.num_params)))]
+    if isinstance(V, Sum):
+        terms = [(V.operand(name), V.operand_index(name)) for name in V.operand_names]
     s2 = float(problem.fixed.residual_variance())
     scalable = [(term, index) for term, index in terms if _can_scale(term, fixed[index])]
     for term, index in scalable:

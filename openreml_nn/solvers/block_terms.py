@@ -19,6 +19,7 @@ from torch.linalg import solve_triangular
 
 from openreml_nn.solvers.block_pattern import BlockPattern
 from openreml_nn.solvers.ranks import Ranks
+from openreml_nn.solvers.watching import is_watched
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def block_factor(
     pattern: BlockPattern, F: Tensor, blocks: list[Tensor], ranks: Ranks
 ) -> tuple[tuple[Tensor, ...], BlockFactor]:
     """The three terms, differentiable in every mode of autograd, and the factor."""
-    if _watched(F, *blocks):
+    if is_watched(F, *blocks):
         factor = BlockFactor.of(pattern, F, blocks, ranks)
         return factor.terms(), factor
     terms = BlockTerms.apply(pattern, ranks, F, *blocks)
@@ -144,14 +145,9 @@ def block_factor(
     return tuple(three), BlockFactor(pattern, L, Q, w, Lm, gamma, three[0].detach(), ranks)
 
 
-def _watched(*tensors: Tensor) -> bool:
-    """Whether ``torch.func`` watches, so that values cannot be looked at."""
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
-
-
 def _cholesky(blocks: list[Tensor]) -> list[Tensor]:
     """The factors of all groups, whose success is looked at once for all, because a look waits for the device."""
-    if len(blocks) < 2 or _watched(*blocks):
+    if len(blocks) < 2 or is_watched(*blocks):
         return [torch.linalg.cholesky(V) for V in blocks]
     L, failed = zip(*(torch.linalg.cholesky_ex(V) for V in blocks), strict=True)
     if bool(torch.cat(failed).any()):

@@ -12,6 +12,7 @@ from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effect
 from openreml_nn.solvers.gaussian_terms import GaussianTerms
 from openreml_nn.solvers.memory import require_memory
 from openreml_nn.solvers.threads import threads_for
+from openreml_nn.solvers.watching import is_watched
 
 MATRICES_AT_PEAK = 5  # V, L, V⁻¹ and room for what a structure forms on the way
 
@@ -49,7 +50,7 @@ class DenseProblem(Problem):
 
     def dense_V(self, theta: Tensor) -> Tensor:
         """V(θ), added up in one buffer where nothing of ``torch.func`` watches."""
-        if torch._C._functorch.is_functorch_wrapped_tensor(theta):
+        if is_watched(theta):
             return self.V.build(theta)
         return self.V.add_to(theta.new_zeros(self.V.shape), theta)
 

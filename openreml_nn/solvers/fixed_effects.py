@@ -16,6 +16,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from openreml_nn.solvers.ranks import ALONE, Ranks
 from openreml_nn.solvers.threads import threads_for
+from openreml_nn.solvers.watching import is_watched
 
 SAMPLE = 1000  # values of the response by which its middle is found
 ALIASED = 1e-7  # relative length of what is left of a column after the ones before it: R's and lme4's tolerance
@@ -192,7 +193,7 @@ def _middle(y: Tensor) -> Tensor:
 
 def _is_constant(x: Tensor) -> bool:
     """Whether no mode of automatic differentiation follows a tensor."""
-    followed = x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    followed = x.requires_grad or is_watched(x)
     return not followed and unpack_dual(x).tangent is None
 
 

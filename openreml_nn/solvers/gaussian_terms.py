@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.linalg import solve_triangular
 
+from openreml_nn.solvers.watching import is_watched
+
 
 def _in_place_allowed(*tensors: Tensor) -> bool:
     """Whether nothing records what is done to these tensors: no autograd, ``torch.func`` or batch of gradients."""
-    ways = (torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.is_legacy_batchedtensor)
-    return not torch.is_grad_enabled() and not any(wrapped(t) for t in tensors for wrapped in ways)
+    return not torch.is_grad_enabled() and not is_watched(*tensors)
 
 
 class _Inverse(Function):

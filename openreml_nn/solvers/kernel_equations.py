@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openreml_nn.solvers.moments import Moments
 from openreml_nn.solvers.reductions import Reduction
 
 LOST = 1e-3  # share of a quadratic form below which a difference loses too many digits of it
@@ -47,15 +46,6 @@ class KernelData:
         """Rank of X."""
         return len(self.E) - 1
 
-    def moments(self) -> Moments:
-        """e'Ae, tr A, tr A², tr U'AAU and U'AU."""
-        C, p, reduction = self.C, self.p, self.reduction
-        BC = reduction.times(C)
-        AC = BC if self.orthonormal else C
-        A, AA = C.mT @ AC, AC.mT @ BC  # of [U e]
-        numbers = torch.tensor([reduction.trace, reduction.squares], dtype=torch.float64)
-        return Moments(A[p:, p], numbers[:1], numbers[1:, None], AA[:p, :p].trace().view(1, 1), A[None, :p, :p])
-
 
 class KernelEquations:
     """V factored at one a and b.
@@ -70,7 +60,7 @@ class KernelEquations:
         HX: H F'[U [U e]z], shape (m, p + 1).
 
     Raises:
-        torch.linalg.LinAlgError: V is not positive definite.
+        torch.linalg.LinAlgError: V is not positive definite, or too close to that for U'V⁻¹U.
     """
 
     def __init__(self, data: KernelData, a: float, b: float) -> None:
@@ -90,7 +80,10 @@ class KernelEquations:
         HX = self.H(self.data.C).numpy()
         G = self.of_span * (C.T @ HX) + self.of_rest * E
         self.M = G[:p, :p]
-        self.L, self.M_inverse = np.linalg.cholesky(self.M), np.linalg.inv(self.M)
+        try:
+            self.L, self.M_inverse = np.linalg.cholesky(self.M), np.linalg.inv(self.M)
+        except np.linalg.LinAlgError as error:
+            raise torch.linalg.LinAlgError("U'V⁻¹U") from error
         self.z = z = np.append(-self.M_inverse @ G[:p, p], 1.0)
         z[:p] -= self.M_inverse @ (self.of_span * (HX[:, :p].T @ (C @ z)) + self.of_rest * (E[:p] @ z))
         HX[:, p] = HX @ z

@@ -72,7 +72,7 @@ def variances_by_moments(products: CrossProducts, n: int, sizes: list[int], rank
     if ranks.count(products.first.shape[2]):
         *own, pairs = ranks.sums(*_of_first(products, *outside(products.first_F[0].mT), B))
         moments = _bordered(Moments(*own), _by_terms(pairs, sizes), moments)
-    return variances_of(moments, FF[p, p] - w.square().sum(), n, n - p)
+    return _solution(moments, FF[p, p] - w.square().sum(), n, n - p)
 
 
 def _by_terms(effects: Tensor, sizes: list[int]) -> Tensor:
@@ -135,17 +135,8 @@ def _bordered(first: Moments, pairs: Tensor, rest: Moments) -> Moments:
     )  # fmt: skip
 
 
-def variances_of(moments: Moments, residual: Tensor, n: int, degrees: int) -> np.ndarray:
-    """The residual variance and those of m terms, shape (m + 1,), above zero; NaN where the moments do not tell them.
-
-    All numbers are read at once.
-
-    Args:
-        moments: Those of the terms.
-        residual: e'Me.
-        n: Number of rows.
-        degrees: Degrees of freedom of e'Me.
-    """
+def _solution(moments: Moments, residual: Tensor, n: int, degrees: int) -> np.ndarray:
+    """The variances, from e'Me and its degrees of freedom too; all numbers are read at once."""
     m, grams = len(moments.traces), moments.grams
     left = moments.squares - 2.0 * moments.mixed + grams.flatten(1) @ grams.flatten(1).mT
     outside = moments.traces - grams.diagonal(dim1=1, dim2=2).sum(1)

@@ -6,7 +6,6 @@ a caller may keep the reduction and hand it to the solvers for further responses
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,57 +15,16 @@ from torch import Tensor
 
 from openreml_nn.covariance import KnownMatrix
 from openreml_nn.covariance.levels import tensor_of
-from openreml_nn.solvers.band import BLOCK, BandFactor, Panel, band_times, bandwidth_for, reduce_to_band
+from openreml_nn.solvers.band import BandFactor, Panel, band_times, bandwidth_for, reduce_to_band
 from openreml_nn.solvers.base import COLUMNS_AT_ONCE, unit_columns
 from openreml_nn.solvers.memory import require_memory
+from openreml_nn.solvers.sources import Source, known
 
 CELL = 6.0  # length of the intervals of log(a/b) on which the log-determinant is interpolated
 DEGREE = 44  # of the interpolation: its error is below rounding, see `BandReduction`
+LOST = 1e-5  # share of a trace below which a difference loses too many digits of it
 SMALL = 1e-7  # of the largest eigenvalue of aB/b: the series of (I + aB/b)⁻¹ then ends after two terms
 FEW = 64  # columns below which a product with Q is bound by memory
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was reduced.
-
-    Attributes:
-        kind: ``"kernel"``: √D K √D, K of size q (None for I) and D ≥ 0 of shape (q,), over the levels with D > 0;
-            ``"inner"``: W'W; ``"outer"``: W W'; ``"sandwich"``: Z K Z'.
-        tensors: The tensors of the formula.
-    """
-
-    kind: str
-    tensors: tuple[Tensor | None, ...]
-
-    def same(self, other: "Source") -> bool:
-        """Whether both are the same matrix: the same tensors, or equal ones."""
-        return self.kind == other.kind and all(map(_equal, self.tensors, other.tensors))
-
-    @property
-    def size(self) -> int:
-        """Rows of A."""
-        return len(self.observed) if self.kind == "kernel" else _known(self.tensors[0]).shape[self.kind == "inner"]
-
-    @property
-    def observed(self) -> Tensor:
-        """For a kernel the levels with D > 0."""
-        return _known(self.tensors[1]).nonzero()[:, 0]
-
-    def matrix(self) -> Tensor:
-        """A, of which the lower triangle counts; a tensor of its own."""
-        first = _known(self.tensors[0])
-        if self.kind == "inner":
-            return _lower_gram(first.mT)
-        if self.kind == "outer":
-            return _lower_gram(first)
-        if self.kind == "sandwich":
-            return first @ (_known(self.tensors[1]).to(first) @ first.mT)
-        keep, D = self.observed, _known(self.tensors[1])
-        whole = len(keep) == len(D)
-        A = first.to(torch.float64, copy=True) if whole else first[keep][:, keep].to(torch.float64)
-        root = D[keep].sqrt()
-        return A if bool((root == 1.0).all()) else A.mul_(root).mul_(root[:, None])
 
 
 class Reduction(ABC):
@@ -76,13 +34,11 @@ class Reduction(ABC):
         source: What was reduced.
         size: Rows of A.
         trace: tr A.
-        squares: tr A².
     """
 
     source: Source
     size: int
     trace: float
-    squares: float
 
     @abstractmethod
     def rotate(self, x: Tensor) -> Tensor:
@@ -137,7 +93,7 @@ class SpectralDecomposition(Reduction):
     def __init__(self, source: Source, eigenvalues: Tensor, vectors: Tensor | None) -> None:
         self.source, self.size = source, len(eigenvalues)
         self.eigenvalues, self.vectors = eigenvalues.cpu(), vectors
-        self.trace, self.squares = float(eigenvalues.sum()), float(eigenvalues.square().sum())
+        self.trace = float(self.eigenvalues.sum())
 
     def rotate(self, x: Tensor) -> Tensor:
         return x if self.vectors is None else self.vectors.mT @ x
@@ -168,7 +124,7 @@ class BandReduction(Reduction):
         self.source, self.size = source, len(A)
         self.trace = float(A.diagonal().sum())
         self.band, self.panels = reduce_to_band(A, bandwidth_for(len(A)))
-        self.squares = float(2.0 * np.square(self.band).sum() - np.square(self.band[0]).sum())
+        self.squares = float(2.0 * np.square(self.band).sum() - np.square(self.band[0]).sum())  # tr(A²)
         self._slopes: dict[int, Chebyshev] = {}
         self._even = -math.log(self.trace / self.size) if self.trace > 0 else 0.0  # t at which both have a half of V
 
@@ -206,6 +162,8 @@ class BandReduction(Reduction):
         try:
             slope = float(self._slope_on(round((t - self._even) / CELL))(t))
         except torch.linalg.LinAlgError:  # B has eigenvalues of −1e-16, and eᵗ is 1e16 somewhere on the interval
+            return self._slopes_by_solving(a, b)
+        if self.size - slope < LOST * self.size:  # b is next to nothing beside every eigenvalue of aB
             return self._slopes_by_solving(a, b)
         return slope / a, (self.size - slope) / b
 
@@ -270,10 +228,11 @@ def reduce(source: Source, eigenvectors: bool | None = None) -> Reduction:
     Raises:
         MemoryError: It does not fit.
     """
-    if source.kind == "kernel" and source.tensors[0] is None:
-        D = _known(source.tensors[1])
+    n = source.size
+    if source.kind == "kernel" and (source.tensors[0] is None or n == 0):
+        D = known(source.tensors[1])
         return SpectralDecomposition(source, D[source.observed], None)
-    device, n = _known(source.tensors[0]).device, source.size
+    device = known(source.tensors[0]).device
     full = bool(eigenvectors) or device.type != "cpu"
     require_memory(8 * n * n * (5 if full else 2), device, f"The reduction of a matrix of {n} x {n}")
     A = source.matrix()
@@ -281,23 +240,3 @@ def reduce(source: Source, eigenvectors: bool | None = None) -> Reduction:
         return BandReduction(source, A)
     values, vectors = torch.linalg.eigh(A, UPLO="L")
     return SpectralDecomposition(source, values, vectors)
-
-
-def _lower_gram(W: Tensor) -> Tensor:
-    """W W' up to blocks above the diagonal."""
-    G = torch.zeros((len(W), len(W)), dtype=torch.float64, device=W.device)
-    for c in range(0, len(W), BLOCK):
-        G[c:, c : c + BLOCK] = W[c:].to(torch.float64) @ W[c : c + BLOCK].to(torch.float64).mT
-    return G
-
-
-def _equal(left: Tensor | None, right: Tensor | None) -> bool:
-    if left is None or right is None or left is right:
-        return left is right
-    return left.shape == right.shape and left.device == right.device and torch.equal(left, right)
-
-
-def _known(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise ValueError("A kernel of independent levels has no matrix of its own.")
-    return tensor

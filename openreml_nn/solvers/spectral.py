@@ -17,8 +17,9 @@ from openreml_nn.solvers.base import COLUMNS_AT_ONCE, Evaluation, NotPositiveDef
 from openreml_nn.solvers.closed_form import ClosedForm
 from openreml_nn.solvers.fixed_effects import FixedEffects, prepare_fixed_effects
 from openreml_nn.solvers.kernel_equations import KernelData, KernelEquations
-from openreml_nn.solvers.moments import variances_of
-from openreml_nn.solvers.reductions import Reduction, Source, reduce
+from openreml_nn.solvers.kernel_profile import profiled_variances
+from openreml_nn.solvers.reductions import Reduction, reduce
+from openreml_nn.solvers.sources import Source
 from openreml_nn.solvers.spectral_form import KernelForm, kernel_form
 from openreml_nn.solvers.terms import RandomTerm
 from openreml_nn.solvers.threads import threads_for
@@ -91,7 +92,8 @@ class SpectralProblem(Problem):
     def __init__(self, V: Matrix, fixed: FixedEffects, form: KernelForm, reduction: Reduction) -> None:
         super().__init__(V, fixed)
         self.form, self.reduction = form, reduction
-        with threads_for(self.n * (self.p + 1)):
+        numbers = self.n * (self.p + 1)
+        with threads_for(numbers, numbers * self.n):
             both = torch.cat([fixed.U, fixed.e[:, None]], dim=1).detach()
             left = form.rows.rest(both)
             C = self.into(both).mT.contiguous().mT
@@ -103,12 +105,14 @@ class SpectralProblem(Problem):
         return threads_for(self.data.C.numel())
 
     def moment_variances(self) -> dict[int, float]:
-        index = self.form.variances
-        if index is None:
+        index, mean = self.form.variances, self.reduction.trace / self.n
+        if index is None or not mean > 0.0:
             return {}
-        whole = self.fixed.e.detach().square().sum().cpu()
-        b, a = variances_of(self.data.moments(), whole, self.n, self.n - self.p).tolist()
-        return {} if math.isnan(a) else dict(zip(index, (a, b), strict=True))
+        try:
+            variances = profiled_variances(self.data, self.n - self.p, -math.log(mean))  # from equal shares
+        except torch.linalg.LinAlgError:
+            return {}
+        return dict(zip(index, variances, strict=True))
 
     def _with(self, fixed: FixedEffects) -> "SpectralProblem":
         return SpectralProblem(self.V, fixed, self.form, self.reduction)

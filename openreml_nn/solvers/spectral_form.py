@@ -18,7 +18,7 @@ from openreml_nn.covariance import (
     SimpleMatrix,
     Sum,
 )
-from openreml_nn.solvers.reductions import Source
+from openreml_nn.solvers.sources import Source
 from openreml_nn.solvers.terms import operands_of
 
 
@@ -81,7 +81,8 @@ class LevelRows:
 
     def out(self, c: Tensor) -> Tensor:
         """S c, shape (n, m)."""
-        return self._weight[:, None] * c[self._place]
+        levels = c if self.size else c.new_zeros((1, c.shape[1]))  # rows of no level have the weight 0 of any
+        return self._weight[:, None] * levels[self._place]
 
     def rest(self, v: Tensor) -> Tensor:
         """v − SS'v, shape (n, m)."""

@@ -17,7 +17,7 @@ from openreml_nn.covariance import (
     Matrix,
     ScalarMatrix,
 )
-from openreml_nn.solvers.reductions import Source
+from openreml_nn.solvers.sources import Source
 from openreml_nn.solvers.spectral_form import scale_of, scaled
 from openreml_nn.solvers.terms import operands_of
 

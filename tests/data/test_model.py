@@ -72,7 +72,9 @@ def test_random_slopes() -> None:
     X = np.column_stack([np.ones(180), t.Days])
     check(model.V, X @ np.array(start) @ X.T * same(t.Subject) + np.eye(180))
     assert model.V.natural_names[:3] == [
-        "Subject/sigma^2_Intercept", "Subject/sigma_Intercept_Days", "Subject/sigma^2_Days"
+        "Subject/sigma^2_Intercept",
+        "Subject/sigma_Intercept_Days",
+        "Subject/sigma^2_Days",
     ]
     assert MixedModel("sleepstudy", "Reaction ~ Days", {"S": Term("Subject", "1 + Days")}).V.num_params == 4
 
@@ -93,7 +95,11 @@ def test_separable_rows_and_columns_with_a_nugget() -> None:
     model = MixedModel(t, "y ~ 1", "gen", {"spatial": spatial, "nugget": Term()})
     check(model.V, same(t.gen) + 2.0 * 0.5 ** lags(t.row) * (-0.3) ** lags(t.col) + np.eye(len(t)))
     assert model.V.natural_names == [
-        "gen/sigma^2", "spatial/row/sigma^2", "spatial/row/rho", "spatial/col/sigma^2", "spatial/col/rho",
+        "gen/sigma^2",
+        "spatial/row/sigma^2",
+        "spatial/row/rho",
+        "spatial/col/sigma^2",
+        "spatial/col/rho",
         "nugget/sigma^2",
     ]
     assert [model.V.natural_names[i] for i in model.V.no_grad_index] == ["spatial/col/sigma^2"]
@@ -162,8 +168,9 @@ def test_two_traits_of_related_animals() -> None:
     t = read_table("twotrait").sample(frac=0.8, random_state=4)
     A = pd.read_csv(table_path("twotrait_A"), index_col=0).loc[t.animal, t.animal].to_numpy()
     Sg, Se = np.array([[3.0, 1.0], [1.0, 2.0]]), np.array([[4.0, -1.0], [-1.0, 5.0]])
-    genetic = Term("animal", within="trait", covariance=partial(UnstructuredMatrix, start=Sg),
-                   relationship=Kernel("twotrait_A"))
+    genetic = Term(
+        "animal", within="trait", covariance=partial(UnstructuredMatrix, start=Sg), relationship=Kernel("twotrait_A")
+    )
     residual = Term("animal", within="trait", covariance=partial(UnstructuredMatrix, start=Se))
     model = MixedModel(t, "y ~ trait + trait:sex + trait:herd", {"animal": genetic}, residual)
     at = (t.trait == "t2").to_numpy().astype(int)
@@ -172,8 +179,14 @@ def test_two_traits_of_related_animals() -> None:
     assert names[:4] == ["animal/sigma^2_t1", "animal/sigma_t1_t2", "animal/sigma^2_t2", "animal/sigma^2"]
     assert fixed == [3]
     assert model.x_names == [
-        "Intercept", "trait[T.t2]", "trait[t1]:sex[T.M]", "trait[t2]:sex[T.M]", "trait[t1]:herd[T.H2]",
-        "trait[t2]:herd[T.H2]", "trait[t1]:herd[T.H3]", "trait[t2]:herd[T.H3]",
+        "Intercept",
+        "trait[T.t2]",
+        "trait[t1]:sex[T.M]",
+        "trait[t2]:sex[T.M]",
+        "trait[t1]:herd[T.H2]",
+        "trait[t2]:herd[T.H2]",
+        "trait[t1]:herd[T.H3]",
+        "trait[t2]:herd[T.H3]",
     ]
 
 
@@ -195,10 +208,18 @@ def test_one_scale_in_every_product() -> None:
 def test_formulas_code_as_r_does() -> None:
     t = read_table("twotrait")
     assert MixedModel(t, "y ~ 0 + trait:sex").x_names == [
-        "trait[t1]:sex[F]", "trait[t2]:sex[F]", "trait[t1]:sex[M]", "trait[t2]:sex[M]"
+        "trait[t1]:sex[F]",
+        "trait[t2]:sex[F]",
+        "trait[t1]:sex[M]",
+        "trait[t2]:sex[M]",
     ]
     assert MixedModel(t, "y ~ sex * herd").x_names == [
-        "Intercept", "sex[T.M]", "herd[T.H2]", "herd[T.H3]", "sex[T.M]:herd[T.H2]", "sex[T.M]:herd[T.H3]"
+        "Intercept",
+        "sex[T.M]",
+        "herd[T.H2]",
+        "herd[T.H3]",
+        "sex[T.M]:herd[T.H2]",
+        "sex[T.M]:herd[T.H3]",
     ]
     ordered = t.assign(herd=pd.Categorical(t.herd, ["H3", "H9", "H1", "H2"], ordered=True))
     assert MixedModel(ordered, "y ~ herd").x_names == ["Intercept", "herd[T.H1]", "herd[T.H2]"]
@@ -229,3 +250,13 @@ def test_missing_rows_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) 
     model = MixedModel("orthodont_miss", "distance ~ age + Sex", {"S": Term("Subject", "1 + age")}, missing="drop")
     assert (model.dropped, len(model.y), len(model.rows), model.V.shape) == (12, 96, 96, (96, 96))
     assert "Dropped 12 of 108 rows" in caplog.text
+
+
+def test_new_rows_without_a_level_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = MixedModel("sleepstudy", "Reaction ~ Days", "Subject")
+    new = read_table("sleepstudy").head(3).assign(Subject=["S308", None, "S999"])
+    assert model.design(new).known["Subject"].tolist() == [True, False, False]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(
+        "1 of 3 new rows have no value in 'Subject', and are taken as rows of a level that is not in"
+    )

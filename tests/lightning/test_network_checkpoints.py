@@ -37,6 +37,7 @@ def model():
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*different rows of the same levels:UserWarning")
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("validation", [False, True])
 def test_goes_on_as_if_it_had_never_stopped(trainer, tmp_path, shuffled, validation):

@@ -66,6 +66,13 @@ def test_other_data_are_refused(tmp_path):
         run.refit(model(data), data, run.checkpoint_callback.best_model_path)
 
 
+def test_one_process_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(NetworkTrainer, "world_size", 2)
+    data = rats()
+    with pytest.raises(ValueError, match="`refit` runs in one process, got 2"):
+        trainer(tmp_path).refit(model(data), data, "last.ckpt")
+
+
 def test_folders():
     assert refit_folder("runs/a/version_0/checkpoints/last.ckpt") == str(Path("runs/a/version_0/last-refit"))
     assert refit_folder("own/best.ckpt") == str(Path("own/best-refit"))

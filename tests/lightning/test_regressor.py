@@ -77,7 +77,8 @@ def test_trains_validates_predicts(trainer):
 def test_random_effects_come_from_all_rows_of_the_data_set(trainer):
     data, module = Visits(), regressor()
     run = trainer(max_epochs=1, callbacks=[])
-    run.fit(module, DataLoader(data, batch_size=40, shuffle=True, drop_last=True))
+    with pytest.warns(UserWarning, match="different rows of the same levels of 'subject', 'site'"):
+        run.fit(module, DataLoader(data, batch_size=40, shuffle=True, drop_last=True))
     other = head()
     other.load_state_dict({k: v for k, v in module.head.state_dict().items() if "posterior" not in k})
     with torch.no_grad():
@@ -87,6 +88,7 @@ def test_random_effects_come_from_all_rows_of_the_data_set(trainer):
             torch.testing.assert_close(one, two)
 
 
+@pytest.mark.filterwarnings("ignore:.*different rows of the same levels:UserWarning")
 def test_rows_that_are_held_out_by_a_sampler_stay_out(trainer):
     data, module = Visits(), regressor()
     chosen = torch.arange(0, 150, 2)
@@ -284,7 +286,9 @@ def test_weights_of_a_kernel_are_no_start_and_an_offset_needs_none(trainer):
     assert module.head.offset.item() == pytest.approx(data.y.mean().item())
     for start, moves in (("auto", True), ("current", False)):
         module = MixedModelRegressor(nn.Linear(3, 1), head(residual=0.5), still, start, rows=64)
-        trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
+        said = nullcontext() if moves else pytest.warns(UserWarning, match="away from what the network gives")
+        with said:
+            trainer(max_epochs=1, callbacks=[]).fit(module, loader(data))
         assert module.head.variance()["residual/sigma^2"] == pytest.approx(0.5)
         assert module.head.offset.item() == pytest.approx(data.y.mean().item() if moves else 0.0)
 

@@ -18,13 +18,9 @@ from openreml_nn.covariance import (
     UnstructuredMatrix,
 )
 from openreml_nn.nn import Effects, MixedModelHead
+from openreml_nn.testing.kernels import random_kernel
 
 ROWS = 48
-
-
-def _kernel(size: int) -> Tensor:
-    W = torch.randn(size, size + 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return W @ W.mT / size
 
 
 def _codes(levels: int, seed: int) -> Tensor:
@@ -49,9 +45,10 @@ CASES: dict[str, tuple[Callable[[], dict[str, Effects]], dict[str, Any]]] = {
         lambda: {"a": Effects(7, ["intercept", "t"],
                               KroneckerProduct(UnstructuredMatrix(2), DiagonalMatrix(7)))},
         {"a": (_codes(7, 0), _SLOPES)}),
-    "kernel": (lambda: {"a": Effects(7, covariance=KnownMatrix(_kernel(7)))}, {"a": _codes(7, 0)}),
+    "kernel": (lambda: {"a": Effects(7, covariance=KnownMatrix(random_kernel(7)))}, {"a": _codes(7, 0)}),
     "slopes over a kernel": (
-        lambda: {"a": Effects(7, ["intercept", "t"], KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(_kernel(7))))},
+        lambda: {"a": Effects(7, ["intercept", "t"],
+                              KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(random_kernel(7))))},
         {"a": (_codes(7, 0), _SLOPES)}),
     "spatial": (
         lambda: {"a": Effects(7, covariance=ExponentialMatrix(torch.arange(14.0).reshape(7, 2)))},
@@ -63,7 +60,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Effects]], dict[str, Any]]] = {
         lambda: {"school": Effects(3), "class": Effects(9)},
         {"school": _codes(9, 2) // 3, "class": _codes(9, 2)}),
     "slopes, crossed, kernel": (
-        lambda: {"line": Effects(5, covariance=KnownMatrix(_kernel(5))), "a": Effects(7, ["intercept", "t"]),
+        lambda: {"line": Effects(5, covariance=KnownMatrix(random_kernel(5))), "a": Effects(7, ["intercept", "t"]),
                  "b": Effects(4)},
         {"line": _codes(5, 4), "a": (_codes(7, 0), _SLOPES), "b": _codes(4, 1)}),
 }  # fmt: skip

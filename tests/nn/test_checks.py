@@ -1,7 +1,5 @@
 """What a head asks of a batch; that heads ask it is in test_head.py."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from openreml_nn.nn.checks import (
     require_column,
     require_finite,
     require_pair,
-    warn_of_mean,
 )
 from openreml_nn.solvers import NotPositiveDefinite
 
@@ -67,13 +64,3 @@ def test_one_number():
     for bad, said in ((GOOD, r"a tensor of shape \(3,\)"), ("3", "'3'"), (torch.tensor([torch.nan]), "nan")):
         with pytest.raises(TypeError, match=f"must be one finite number, .* got {said}"):
             one_number(bad)
-
-
-def test_a_mean_far_from_zero():
-    y = torch.linspace(-1.0, 1.0, 20)
-    for r in (y, y + 1.5, torch.full((20,), 1.5), y[:9] + 100.0):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warn_of_mean(r, y[: len(r)])
-    with pytest.warns(UserWarning, match=r"with y \+10 away .* 16.1 standard deviations of y.* `head.offset = y.mean"):
-        warn_of_mean(y + 10.0, y + 10.0)

@@ -33,7 +33,10 @@ def test_numbers_are_compared_as_numbers():
     for labels in ([2, 3, 10], torch.tensor([2, 3, 10]), np.array([2.0, 3.0, 10.0]), ["2", "3", "10"]):
         assert effects.encode(labels).tolist() == [1, -1, 0]
     assert Effects(3).encode([0, 2, 3, -1, 1.0]).tolist() == [0, 2, -1, -1, 1]
-    assert Effects(3).encode(["01", "1", "²", True]).tolist() == [-1, 1, -1, -1]
+    assert Effects(3).encode([]).tolist() == []
+    for name in ("a", "01", "²", True, 0.5):
+        with pytest.raises(ValueError, match=rf"no whole numbers, '{name}', and these 3 levels are.*`Effects\(sor"):
+            Effects(3).encode(["1", name])
     assert Effects(np.int64(3)).level_names == ["0", "1", "2"]
 
 
@@ -107,6 +110,20 @@ def test_average_level(covariance):
     effects = Effects(3, ["i", "t"], given)
     expected = torch.einsum("albl->abl", effects.G().reshape(2, 3, 2, 3)).mean(2)
     torch.testing.assert_close(effects.average_level(), expected)
+
+
+@pytest.mark.parametrize("covariance", [None, UnstructuredMatrix(2), "kernel", DiagonalMatrix(6)])
+def test_variances_of_rows(covariance):
+    K = torch.tensor([[1.0, 0.5, 0.0], [0.5, 2.0, 0.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    given = KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(K)) if covariance == "kernel" else covariance
+    effects, codes, design = Effects(3, ["i", "t"], given), torch.tensor([2, 0, -1, 1]), torch.randn(4, 2).double()
+    found = effects.row_variance(codes, design)
+    Z = effects.incidence(codes, design)()
+    expected = (Z @ effects.G() @ Z.mT).diagonal().clone()
+    expected[2] = design[2] @ effects.average_level() @ design[2]
+    torch.testing.assert_close(found, expected)
+    one = Effects(3, covariance=KnownMatrix(K))
+    torch.testing.assert_close(one.row_variance(codes, None), torch.tensor([3.0, 1.0, 2.0, 2.0], dtype=torch.float64))
 
 
 def test_design_of_rows():

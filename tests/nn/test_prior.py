@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from openreml_nn.covariance import (
     AR1Matrix,
@@ -18,22 +17,22 @@ from openreml_nn.covariance import (
 from openreml_nn.nn import prior
 from openreml_nn.nn.prior import KroneckerPrecision, LevelPrecision, Prior
 from openreml_nn.solvers import NotPositiveDefinite
+from openreml_nn.testing.kernels import random_kernel
 
 Q = 4
-
-
-def kernel(q: int = Q) -> Tensor:
-    M = torch.randn(q, q + 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return M @ M.mT / q
 
 
 # name: (G, kind of its precision, factors that are inverted at each use)
 CASES: dict[str, tuple[Callable[[], Matrix], type, int]] = {
     "variances": (lambda: DiagonalMatrix(Q), LevelPrecision, 1),
     "slopes": (lambda: KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(Q)), LevelPrecision, 1),
-    "kernel": (lambda: KnownMatrix(kernel()), KroneckerPrecision, 0),
+    "kernel": (lambda: KnownMatrix(random_kernel(Q)), KroneckerPrecision, 0),
     "AR(1)": (lambda: AR1Matrix(Q), KroneckerPrecision, 1),
-    "slopes by kernel": (lambda: KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(kernel())), KroneckerPrecision, 1),
+    "slopes by kernel": (
+        lambda: KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(random_kernel(Q))),
+        KroneckerPrecision,
+        1,
+    ),
     "unstructured": (lambda: UnstructuredMatrix(2 * Q), KroneckerPrecision, 1),
 }
 

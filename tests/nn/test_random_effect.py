@@ -34,14 +34,10 @@ from openreml_nn.nn.random_effect import RandomEffect
 from openreml_nn.nn.variational import POSTERIORS
 from openreml_nn.solvers import NotPositiveDefinite, random_terms
 from openreml_nn.testing.elsewhere import Elsewhere
+from openreml_nn.testing.kernels import random_kernel
 
 Q, SIGMA2 = 6, 0.5
 SLOPES = ["intercept", "x"]
-
-
-def kernel(q: int = Q) -> Tensor:
-    M = torch.randn(q, q + 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return M @ M.mT / q
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Any, steps: int = 500) -> float:
@@ -67,10 +63,12 @@ GAUSSIAN: dict[str, Callable[[], Effects]] = {
     "intercepts": lambda: Effects(Q, covariance=ScalarMatrix(Q, start=2.0)),
     "variances": lambda: Effects(Q, covariance=DiagonalMatrix(Q, start=[0.5, 1.0, 2.0, 1.0, 0.3, 4.0])),
     "slopes": lambda: Effects(Q, SLOPES, UnstructuredMatrix(2, start=[[2.0, 0.6], [0.6, 0.8]])),
-    "kernel": lambda: Effects(Q, covariance=KnownMatrix(kernel(), start=1.5)),
+    "kernel": lambda: Effects(Q, covariance=KnownMatrix(random_kernel(Q), start=1.5)),
     "AR(1)": lambda: Effects(Q, covariance=AR1Matrix(Q, start=[1.5, 0.7])),
     "slopes by kernel": lambda: Effects(
-        Q, SLOPES, KroneckerProduct(UnstructuredMatrix(2, start=[[2.0, 0.6], [0.6, 0.8]]), KnownMatrix(kernel()))
+        Q,
+        SLOPES,
+        KroneckerProduct(UnstructuredMatrix(2, start=[[2.0, 0.6], [0.6, 0.8]]), KnownMatrix(random_kernel(Q))),
     ),
 }
 
@@ -241,6 +239,25 @@ def test_gradients_flow_through_the_design() -> None:
     assert bool(network.weight.grad.any())
 
 
+def test_codes_and_design_as_a_pair() -> None:
+    layer, codes = random_layer("block"), torch.tensor([0, 1, 2, -1])
+    design = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(layer((codes, design), sample=False), layer(codes, design, sample=False))
+    torch.testing.assert_close(layer.moments((codes, design)), layer.moments(codes, design))
+    layer((codes, design), sample=False).sum().backward()
+    assert bool(design.grad[:3].any())  # type: ignore[index]
+    for bad in ((codes, design, design), [0, 1]):
+        with pytest.raises(TypeError, match=r"or \(codes, design\), got"):
+            layer(bad)
+    with pytest.raises(TypeError, match=r"or \(codes, design\), got \(tuple, Tensor\)"):
+        layer((codes, design), design)
+
+
+def test_variance_parameters_by_name() -> None:
+    layer = RandomEffect(Effects(3, SLOPES, DiagonalMatrix(2, start=[4.0, 9.0])))
+    assert layer.variance() == pytest.approx({"sigma^2_0": 4.0, "sigma^2_1": 9.0})
+
+
 def test_effects_of_channels() -> None:
     """A CNN in single precision whose feature map is shifted by effects of the scanner."""
     channels = [f"channel {i}" for i in range(4)]
@@ -393,7 +410,7 @@ def test_large_counts_and_the_bias() -> None:
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_state(posterior: str) -> None:
     def make(labels: str) -> RandomEffect:
-        G = KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(kernel()))
+        G = KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(random_kernel(Q)))
         return RandomEffect(Effects(list(labels), SLOPES, G), posterior)
 
     layer, other = make("abcdef"), make("abcdef")

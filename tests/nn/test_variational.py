@@ -20,28 +20,24 @@ from openreml_nn.covariance import (
 )
 from openreml_nn.nn.prior import Prior
 from openreml_nn.nn.variational import POSTERIORS, Block, Full, GaussianPosterior, MeanField
+from openreml_nn.testing.kernels import random_kernel
 
 Q = 4
-
-
-def kernel(q: int = Q) -> Tensor:
-    M = torch.randn(q, q + 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return M @ M.mT / q
 
 
 # name: (effects of a level, G)
 PRIORS: dict[str, tuple[int, Callable[[], Matrix]]] = {
     "one variance": (1, lambda: ScalarMatrix(Q)),
     "a variance for each level": (1, lambda: DiagonalMatrix(Q)),
-    "kernel": (1, lambda: KnownMatrix(kernel())),
+    "kernel": (1, lambda: KnownMatrix(random_kernel(Q))),
     "AR(1) over levels": (1, lambda: AR1Matrix(Q)),
     "deep kernel": (1, lambda: NeuralMatrix(torch.randn(Q, 2).double(), torch.nn.Linear(2, 2).double(), "matern32")),
     "slopes": (2, lambda: KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(Q))),
     "slopes without covariance": (2, lambda: DiagonalMatrix(2 * Q)),
-    "slopes by kernel": (2, lambda: KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(kernel()))),
+    "slopes by kernel": (2, lambda: KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(random_kernel(Q)))),
     "slopes by AR(1)": (2, lambda: KroneckerProduct(UnstructuredMatrix(2), AR1Matrix(Q))),
     "three factors": (
-        2, lambda: KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(kernel(2)), IdentityMatrix(2))
+        2, lambda: KroneckerProduct(UnstructuredMatrix(2), KnownMatrix(random_kernel(2)), IdentityMatrix(2))
     ),
     "unstructured": (2, lambda: UnstructuredMatrix(2 * Q)),
 }  # fmt: skip

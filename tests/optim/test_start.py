@@ -29,7 +29,6 @@ Y = 7.0 * torch.randn(N, generator=torch.Generator().manual_seed(1), dtype=torch
 Z = DummyMatrix([i % 5 for i in range(N)])
 SLOPES = KhatriRaoMatrix(torch.stack([torch.ones(N), 30.0 * torch.randn(N)], dim=1), Z)
 TERMS: dict[str, Matrix] = {
-    "scalar": CovariancePropagation(Z, ScalarMatrix(5)),
     "slopes": CovariancePropagation(SLOPES, KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(5))),
     "factors": CovariancePropagation(Z, FactorAnalyticMatrix(5)),
     "serial": AR1Matrix(N),

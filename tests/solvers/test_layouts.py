@@ -1,15 +1,13 @@
-"""Dense, banded and chained symmetric matrices against a plain one, and the choice between them."""
+"""Dense, banded and chained symmetric matrices against a plain one."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from openreml_nn.solvers import orders
 from openreml_nn.solvers.band_layout import BandLayout
 from openreml_nn.solvers.borders import BorderedLayout
 from openreml_nn.solvers.chains import ChainLayout
 from openreml_nn.solvers.layouts import DenseLayout, Layout
-from openreml_nn.solvers.orders import choose_layout
 
 generator = torch.Generator().manual_seed(11)
 
@@ -131,30 +129,3 @@ def test_not_positive_definite(case) -> None:  # type: ignore[no-untyped-def]
             layout.set_diagonal(A, M.diagonal() + added)
             with pytest.raises(torch.linalg.LinAlgError):
                 layout.factor(A)
-
-
-def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    long, other, _ = band(1000, 5, 1000)
-    banded = choose_layout(long, other, 1000)
-    assert isinstance(banded, BandLayout)
-    assert banded.length < 1000**2 / 10
-    assert "q = 1000 effects in a band of w = 16" in banded.cost
-    monkeypatch.setattr(orders, "WIDEST", 4)
-    chain = choose_layout(long, other, 1000)
-    assert isinstance(chain, ChainLayout)
-    assert chain.length < 1000**2 / 10
-    assert "chain of T = 33 blocks of b = 32" in chain.cost
-    hub = torch.cat([long, torch.arange(1000)]), torch.cat([other, torch.zeros(1000, dtype=torch.int64)])
-    with_border = choose_layout(*hub, 1000)
-    assert isinstance(with_border, BorderedLayout)
-    assert with_border.rows[-1] == 0
-    assert "1000 effects, 1 of which meet many others" in with_border.cost
-    assert with_border.work < chain.work * 1.2
-    repeated = long.repeat(100), other.repeat(100)
-    assert choose_layout(*repeated, 1000).cost == chain.cost
-    assert isinstance(choose_layout(torch.arange(10**6) // 1000, torch.arange(10**6) % 1000, 1000), DenseLayout)
-    few, other, _ = band(60, 2, 60)
-    assert isinstance(choose_layout(few, other, 60), DenseLayout)
-    assert "q = 60 effects" in choose_layout(few, other, 60).cost
-    many, other, _ = band(400, 130, 400)
-    assert isinstance(choose_layout(many, other, 400), DenseLayout)

@@ -45,6 +45,18 @@ class DummyMatrix(IncidenceMatrix):
             codes, labels = _recode(codes, labels, [str(level) for level in levels], unknown)
         super().__init__(torch.from_numpy(codes), labels, None, ["Intercept"])
 
+    @classmethod
+    def from_codes(cls, codes: np.ndarray, levels: Sequence[Any]) -> "DummyMatrix":
+        """Z of rows whose levels are coded already.
+
+        Args:
+            codes: Place of the level of each row among the levels, shape (n,), integers; −1 for a row of zeros.
+            levels: Labels of the levels, in order.
+        """
+        Z = cls.__new__(cls)
+        IncidenceMatrix.__init__(Z, torch.from_numpy(codes.astype(np.int64)), levels, None, ["Intercept"])
+        return Z
+
 
 def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:
     """Codes and labels of one factor, levels sorted, or in the order of the categories of a categorical."""
@@ -62,7 +74,7 @@ def _codes_of(factor: Any, full: bool) -> tuple[np.ndarray, Sequence[Any]]:
         raise ValueError(f"`DummyMatrix` got {int(column.isna().sum())} missing values in factor {column.name!r}.")
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column if full else column.cat.remove_unused_categories()
-        return column.cat.codes.to_numpy(np.int64), list(column.cat.categories)
+        return column.cat.codes.to_numpy(np.int64), column.cat.categories.tolist()
     codes, unique = pd.factorize(column, sort=True)
     return codes.astype(np.int64, copy=False), unique.tolist()
 

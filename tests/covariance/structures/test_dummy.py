@@ -124,3 +124,9 @@ def test_no_parameters_and_a_short_text() -> None:
 def test_integer_factor_with_a_variance() -> None:
     V = CovariancePropagation(DummyMatrix([3, 3, 1]), ScalarMatrix(2, start=2.0))
     assert V().round(decimals=12).tolist() == [[2.0, 2.0, 0.0], [2.0, 2.0, 0.0], [0.0, 0.0, 2.0]]
+
+
+def test_from_codes() -> None:
+    Z = DummyMatrix.from_codes(np.array([1, -1, 0, 1], dtype=np.int32), ["a", "b", "never"])
+    assert Z.levels == ["a", "b", "never"]
+    assert Z.build(torch.zeros(0)).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]

@@ -1,0 +1,79 @@
+"""The numbers of aA + bI against dense formulas, for a kernel over levels and for a factor."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openreml_nn.solvers.kernel_equations import KernelData, KernelEquations
+from openreml_nn.solvers.reductions import Reduction, reduce_factor, reduce_kernel
+
+N, P = 24, 2
+generator = torch.Generator().manual_seed(8)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+UE = torch.cat([torch.linalg.qr(normal(N, P))[0], normal(N, 1)], dim=1)
+UE[:, P] -= UE[:, :P] @ (UE[:, :P].mT @ UE[:, P])
+S = torch.linalg.qr(normal(N, 9))[0]
+W = normal(9, 12)
+EVERY = torch.eye(N, dtype=torch.float64)
+KINDS = {
+    "all rows": (EVERY @ torch.block_diag(W @ W.mT, torch.zeros(15, 15).double()) + 0.1 * EVERY, EVERY),
+    "levels": (W @ W.mT, S),
+    "factor": (None, normal(N, 9)),
+}
+
+
+def case(name: str, eigenvectors: bool) -> tuple[KernelData, Tensor]:
+    """What the equations take, and A."""
+    inner, F = KINDS[name]
+    reduction: Reduction
+    if inner is None:
+        reduction, left, A = reduce_factor(F, eigenvectors=eigenvectors), UE, F @ F.mT
+    else:
+        reduction, left, A = reduce_kernel(inner, eigenvectors=eigenvectors), UE - F @ (F.mT @ UE), F @ inner @ F.mT
+    C = reduction.rotate(F.mT @ UE).mT.contiguous().mT
+    return KernelData(reduction, inner is not None, N - reduction.size, C, (left.mT @ left).numpy()), A
+
+
+@pytest.mark.parametrize("eigenvectors", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("a", "b"), [(0.7, 1.3), (1e-6, 2.0), (5.0, 0.01)])
+def test_equals_dense(name: str, eigenvectors: bool, a: float, b: float) -> None:
+    data, A = case(name, eigenvectors)
+    ours = KernelEquations(data, a, b)
+    U, e = UE[:, :P], UE[:, P]
+    Vi = torch.linalg.inv(a * A + b * EVERY)
+    M = U.mT @ Vi @ U
+    R = Vi - Vi @ U @ torch.linalg.solve(M, U.mT @ Vi)
+    Pe, APe = R @ e, A @ (R @ e)
+    near = {"rtol": 1e-9, "atol": 1e-9}
+    values = [-torch.logdet(Vi), torch.logdet(M), e @ Pe]
+    np.testing.assert_allclose([ours.logdet_V, ours.logdet_M, ours.ePe], torch.stack(values), **near)
+    np.testing.assert_allclose(-ours.z[:P], torch.linalg.solve(M, U.mT @ Vi @ e), **near)
+    np.testing.assert_allclose(ours.M_inverse, torch.linalg.inv(M), **near)
+    of_V, of_P = [(Vi * A).sum(), Vi.trace()], [(R * A).sum(), R.trace()]
+    of_M = [both - alone for both, alone in zip(of_P, of_V, strict=True)]
+    expected = torch.stack([*of_V, *of_M, -Pe @ APe, -Pe @ Pe]).view(3, 2)
+    np.testing.assert_allclose(ours.jacobian(), expected, **near)
+    pair = torch.stack([APe, Pe], dim=1)
+    found, information = torch.from_numpy(ours.information()), pair.mT @ R @ pair
+    unit = information.diagonal().sqrt()
+    torch.testing.assert_close(found / unit / unit[:, None], information / unit / unit[:, None], **near)
+
+
+@pytest.mark.parametrize("name", ["levels", "factor"])
+@pytest.mark.parametrize("b", [0.0, -1.0])
+def test_dimensions_that_the_kernel_does_not_reach_need_a_residual_variance(name: str, b: float) -> None:
+    with pytest.raises(torch.linalg.LinAlgError, match="residual"):
+        KernelEquations(case(name, False)[0], 1.0, b)
+
+
+def test_not_positive_definite() -> None:
+    with pytest.raises(torch.linalg.LinAlgError, match="block"):
+        KernelEquations(case("all rows", False)[0], -1.0, 1.0)
+    assert np.isfinite(KernelEquations(case("all rows", False)[0], 1.0, 0.0).ePe)  # this kernel has no null space
