@@ -14,11 +14,11 @@ from openreml_nn.optim.controls import TrustRegion
 from openreml_nn.optim.curvature import norm
 from openreml_nn.optim.triangular import TINY
 
-CLEARLY = 1.2  # promised gain in ℓ over that of a step in θ from which on a leap is tried
+CLEARLY = 1.5  # promised gain in ℓ over that of a step in θ from which on a leap is tried
 CLEAR = 1e12  # condition number up to which derivatives in θ tell those in Σ
 SEED = 1e-3  # least diagonal entry of F to begin with; from zero the search would not leave the boundary
 ZERO, GONE = 1e-7, 1e-12  # a pivot as good as zero, and what it is set to, both in standard deviations
-FINE, MOST = 1e-9, 200  # relative accuracy of the maximum of the model, and attempts to reach it
+FINE, MOST = 1e-9, 100  # relative accuracy of the maximum of the model, and attempts to reach it
 
 
 def to_the_best(
@@ -90,15 +90,15 @@ def best(
 
     x, value = model(F, rest)
     for _ in range(MOST):
-        slope, S, K = g - H @ x, np.zeros_like(L), np.eye(len(g), len(j) + len(rest), len(j) - len(i))
-        np.add.at(S, (i, a), 0.5 * slope[: len(i)])
-        S = S + S.T
-        K[: len(i)] = 0.0
+        slope, S, K = g - H @ x, np.zeros_like(L), np.zeros((len(g), len(j) + len(rest)))
+        S[i, a] = 0.5 * slope[: len(i)]
+        S = S + S.T  # ∂/∂Σ
         K[: len(i), : len(j)] = changes(i, a, j, b, F)
-        curvature = K.T @ H @ K
+        K[len(i) :, len(j) :] = np.eye(len(rest))
+        curvature, slope = K.T @ H @ K, K.T @ slope
         curvature[: len(j), : len(j)] -= 2.0 * S[np.ix_(j, j)] * (b[:, None] == b)
-        step = control.step(curvature, K.T @ slope, radius)
-        promised = float(step @ (K.T @ slope) - 0.5 * step @ curvature @ step)
+        step = control.step(curvature, slope, radius)
+        promised = float(step @ slope - 0.5 * step @ curvature @ step)
         if promised <= FINE * abs(value):
             break
         trial = F.copy()
