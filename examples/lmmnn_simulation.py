@@ -78,6 +78,7 @@ IN_ORDER = Setting((10000, 10000), (5.0, 5.0))
 CROSSED = IN_ORDER._replace(crossed=True)
 TIME = [Setting((10000,), v, time="longest")
         for v in [(0.3, 0.3, 0.3), (0.3, 0.3, 3.0), (3.0, 0.3, 0.3), (3.0, 3.0, 3.0)]]  # fmt: skip
+LONG = [24, 100, 24, 10, 3, 3, 3, 3]  # repetitions: a small variance has a standard error of two thirds of itself
 OWN_TIME = [setting._replace(time="own") for setting in TIME]
 TABLES: dict[str, list[Job]] = {
     "one": [Job(s, m, repetitions=5 if m in ("floor", "batch") else 2)
@@ -91,8 +92,8 @@ TABLES: dict[str, list[Job]] = {
         Job(CROSSED, "batch", repetitions=1, refit=False),
         Job(CROSSED, "alternating", repetitions=5, refit=False),
     ],
-    "longitudinal": [Job(s, m, repetitions=3 if s in TIME else 24 if s.sigma2[1] < 1.0 else 10)
-                     for s in OWN_TIME + TIME for m in ("floor", "batch")],
+    "longitudinal": [Job(s, m, repetitions=times) for s, times in zip(OWN_TIME + TIME, LONG, strict=True)
+                     for m in ("floor", "batch")],
     "more subjects": [Job(s, m, repetitions=24 if s.sigma2[2] > 1.0 else 12)
                       for s in OWN_TIME[:3] for m in ("floor", "batch")],
     "papers": [Job(s, m, repetitions=2, recipe="papers") for s in ONE for m in ("floor", "batch")],

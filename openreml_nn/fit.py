@@ -157,7 +157,7 @@ def maximise(
             while len(history) < max_steps and not (history and history[-1].done):
                 optimizer.step(closure)
                 history.append(optimizer.progress)
-    if not current or not torch.equal(current[0].theta, V.theta):  # no step, or the last trial was rejected
+    if not (current and torch.equal(current[0].theta, V.theta.to(current[0].theta))):  # no step, or one was rejected
         current.clear()
         with torch.no_grad():
             current.append(problem.evaluate(V.theta.detach()))

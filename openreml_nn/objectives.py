@@ -5,6 +5,7 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from openreml_nn.covariance import Matrix
+from openreml_nn.covariance.matrix import Params
 from openreml_nn.likelihood import full_loglik, restricted_loglik
 from openreml_nn.solvers import ALONE, Evaluation, Problem, Ranks, Solver, choose_shared
 
@@ -38,18 +39,20 @@ class Objective(nn.Module):
         """Do once what depends on the data alone; ``-objective.loglik(problem.evaluate())`` is then the objective."""
         return self.solver.prepare_shared(self.V, y, X, ranks, rank=rank)
 
-    def forward(self, y: Tensor, X: Tensor | None = None, theta: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, X: Tensor | None = None, theta: Params | None = None) -> Tensor:
         """−ℓ(θ) with its constants; prepares the data anew at each call, which ``prepare`` does once for a loop.
 
         Args:
             y: Response, shape (n,).
             X: Design of the fixed effects, shape (n, p); a column of ones when left out.
-            theta: Raw thetas, shape (k,); the module's own when left out.
+            theta: Raw thetas, shape (k,), or by name; the module's own when left out.
 
         Raises:
+            TypeError: theta holds no floating-point numbers, or y or X is no tensor.
             ValueError: theta has another length than V has parameters, or as ``prepare``.
         """
         if theta is not None:
+            theta = self.V.from_param_dict(theta)
             self.V.check_params(theta)
         return -self.loglik(self.prepare(y, X).evaluate(theta))
 

@@ -300,3 +300,12 @@ def test_newton_by_blocks() -> None:
     result = fitted("dyestuff", direction=Observed())
     assert result.objective.solver.name == "blocks"
     assert result.converged
+
+
+def test_float32_random_effects() -> None:
+    """The mixed-model equations are solved in double precision whatever the thetas are kept in."""
+    expected, model = fitted("sleepstudy"), MODELS["sleepstudy"]()
+    result = fit(model.V.float(), model.y, model.X, solver="mixed_model_equations")
+    assert result.theta_cov.dtype == np.float64
+    assert result.loglik == pytest.approx(expected.loglik, abs=1e-6)
+    np.testing.assert_allclose(result.blup()["blup"], expected.blup()["blup"], atol=1e-3)

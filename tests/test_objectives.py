@@ -245,3 +245,9 @@ def test_strict_rank() -> None:
 def test_thetas_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="needs 2 parameters, got 3"):
         REML(AR1Matrix(N))(Y, X, theta=torch.zeros(3, dtype=torch.float64))
+
+
+def test_thetas_by_name() -> None:
+    objective = REML(AR1Matrix(N))
+    by_name = objective(Y, X, theta={"sigma^2": torch.tensor([0.25]).double(), "rho": torch.tensor([0.5]).double()})
+    assert float(by_name) == float(objective(Y, X, theta=torch.tensor([0.25, 0.5], dtype=torch.float64)))

@@ -69,7 +69,7 @@ class PreparedBatch:
 
     def at(self, theta: Tensor) -> Evaluation:
         """The evaluation that was made last where it is at these raw thetas, else a new one."""
-        if self.evaluation is None or not torch.equal(self.evaluation.theta, theta):
+        if self.evaluation is None or not torch.equal(self.evaluation.theta, theta.to(self.evaluation.theta)):
             return self.evaluate(theta)
         return self.evaluation
 
@@ -83,7 +83,7 @@ class PreparedBatch:
             seconds: Wall time of the fit.
         """
         theta, kept = self.objective.V.theta.detach(), self._result
-        if kept is not None and len(kept.history) == len(history) and torch.equal(kept.theta, theta):
+        if kept is not None and len(kept.history) == len(history) and torch.equal(kept.theta, theta.to(kept.theta)):
             return kept
         self.problem.V.set_theta(theta)  # V of a process's rows has its own parameters
         sharing = self.batch.sharing

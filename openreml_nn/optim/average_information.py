@@ -24,7 +24,7 @@ from openreml_nn.optim.triangular import left_out, turns_only
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
-NEAR = 1e-2  # share of the Newton decrement that a step leaves where what it taught is used in the next one
+NEAR = 1e-4  # share of the Newton decrement that a step leaves where what it taught is used in the next one
 FAR = 6.0  # raw way from the start at which parameters that cannot be told apart have run off together
 
 
@@ -79,7 +79,7 @@ class AverageInformation(torch.optim.Optimizer):
             raise ValueError("`AverageInformation` needs all its parameters in one group.")
         if not tolerance > 0:
             raise ValueError(f"`AverageInformation` needs a tolerance above 0, got {tolerance}.")
-        self._points = Points(self.param_groups[0]["params"], information, geometry)
+        self._points = Points(lambda: self.param_groups[0]["params"], information, geometry)
         self.control = control or TrustRegion()
         self.tolerance = tolerance
 
@@ -306,5 +306,8 @@ class AverageInformation(torch.optim.Optimizer):
             for key, kind in _ARRAYS.items():
                 if key in memory:
                     memory[key] = memory[key].detach().cpu().numpy().astype(kind)
+            if "score" in memory and "decrement" not in memory:  # of a checkpoint that was written before it was kept
+                free = memory["held"] == 0
+                memory["decrement"] = newton_decrement(among(memory["information"], free), memory["score"][free])
             # torch rebuilds whatever can be iterated element by element, which makes nonsense of a text
             memory.update({key: value for key, value in given.items() if isinstance(value, (str, list))})

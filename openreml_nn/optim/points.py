@@ -37,14 +37,14 @@ class Points:
     """The parameters that are moved, and the objective where they are.
 
     Args:
-        params: Parameters, each of any shape; those with ``requires_grad`` are moved.
+        params: Gives the parameters, each of any shape; those with ``requires_grad`` are moved.
         information: Gives the (k, k) information at the thetas of the closure's last call.
         geometry: What is known of the k parameters, or a function that gives it at their present values.
     """
 
     def __init__(
         self,
-        params: list[nn.Parameter],
+        params: Callable[[], list[nn.Parameter]],
         information: Callable[[], Tensor],
         geometry: Geometry | Callable[[], Geometry] | None,
     ) -> None:
@@ -54,7 +54,7 @@ class Points:
     @property
     def moved(self) -> list[nn.Parameter]:
         """The parameters that are moved."""
-        return [p for p in self._params if p.requires_grad]
+        return [p for p in self._params() if p.requires_grad]
 
     @property
     def count(self) -> int:

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from openreml_nn.solvers.reductions import Reduction
 
-LOST = 1e-3  # share of a quadratic form below which a difference loses too many digits of it
+FEW_DIGITS = 1e-3  # share of a quadratic form below which a difference has lost three digits of it
+NO_DIGITS = 1e-14  # share below which hardly one is left
+ROUNDING = 1e-16  # of a vector
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class KernelData:
         """Rank of X."""
         return len(self.E) - 1
 
+    @cached_property
+    def ee(self) -> float:
+        """e'e."""
+        e = self.C.numpy()[:, -1]
+        return float(self.E[-1, -1] + (e @ e if self.orthonormal else 0.0))
+
 
 class KernelEquations:
     """V factored at one a and b.
@@ -60,11 +68,13 @@ class KernelEquations:
         HX: H F'[U [U e]z], shape (m, p + 1).
 
     Raises:
-        torch.linalg.LinAlgError: V is not positive definite, or too close to that for U'V⁻¹U.
+        torch.linalg.LinAlgError: V is not positive definite, or so close to that that U'V⁻¹U or e'Pe is lost.
     """
 
     def __init__(self, data: KernelData, a: float, b: float) -> None:
         self.data, self.a, self.b = data, a, b
+        if not (math.isfinite(a) and math.isfinite(b)):
+            raise torch.linalg.LinAlgError("no finite variances")
         if data.outside and not b > 0:
             raise torch.linalg.LinAlgError("no residual variance")
         factored = data.reduction.factor(a, b)
@@ -72,7 +82,9 @@ class KernelEquations:
         self.logdet_V = factored.logdet + (data.outside * math.log(b) if data.outside else 0.0)
         self.of_rest = 1.0 / b if data.outside else 0.0
         self.of_span = 1.0 if data.orthonormal else -a / b
-        self._fit()
+        with np.errstate(over="ignore", invalid="ignore"):  # of a response beyond 1e154, whose e'Pe is looked at
+            self._fit()
+            self._require_digits()
 
     def _fit(self) -> None:
         """γ̂ in two steps, so that rounding of U'V⁻¹e does not stay in it."""
@@ -90,6 +102,14 @@ class KernelEquations:
         self.HX = HX
         self.ePe = float(self.of_span * (C @ z) @ HX[:, p] + self.of_rest * (z @ E @ z))
         self.logdet_M = 2.0 * float(np.log(self.L.diagonal()).sum())
+
+    def _require_digits(self) -> None:
+        """e'Pe of a response without noise is a difference, or a square, of which only rounding is left."""
+        if not math.isfinite(self.ePe):
+            raise torch.linalg.LinAlgError("e'Pe is not finite; give y in larger units")
+        terms = self.of_rest * (abs(self.z) @ abs(self.data.E) @ abs(self.z) + ROUNDING * self.data.ee)
+        if not self.ePe > NO_DIGITS * terms:
+            raise torch.linalg.LinAlgError(f"e'Pe = {self.ePe:.3g} is rounding of {terms:.3g}: is y without noise?")
 
     @cached_property
     def _second(self) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +129,7 @@ class KernelEquations:
             T[:, p] = self.z
             without = span + self.of_rest**2 * (T.T @ data.E @ T)
         part_of_A = whole - self.b * without
-        if (part_of_A.diagonal() > LOST * whole.diagonal()).all():
+        if (part_of_A.diagonal() > FEW_DIGITS * whole.diagonal()).all():
             return part_of_A / self.a, without
         return HX.T @ data.reduction.times(torch.from_numpy(HX)).numpy(), without
 

@@ -12,8 +12,6 @@ Source: Kang et al. (2008), Genetics 178, 1709-1723, for the likelihood of one k
 
 import math
 
-import torch
-
 from openreml_nn.solvers.kernel_equations import KernelData, KernelEquations
 
 MOST = 8  # points that are evaluated
@@ -28,8 +26,6 @@ class _Point:
 
     def __init__(self, data: KernelData, degrees: int, t: float) -> None:
         self.at, self.t, self.degrees = KernelEquations(data, math.exp(t), 1.0), t, degrees
-        if not self.at.ePe > 0.0:
-            raise torch.linalg.LinAlgError("e'Pe")
         self.log_b = math.log(self.at.ePe / degrees)
         self.loglik = -0.5 * (self.at.logdet_V + self.at.logdet_M + degrees * self.log_b)
         of_V, of_M, of_ePe = (math.exp(t) * self.at.jacobian()[:, 0]).tolist()
@@ -56,7 +52,7 @@ def profiled_variances(data: KernelData, degrees: int, t: float) -> tuple[float,
         t: log a/b to start from.
 
     Raises:
-        torch.linalg.LinAlgError: V is not positive definite at one of the points, or e'Pe is no number above zero.
+        torch.linalg.LinAlgError: V is not positive definite at one of the points, or e'Pe is lost there.
     """
     best = here = _Point(data, degrees, t)
     curvature = here.information()

@@ -79,7 +79,7 @@ class MixedModelProblem(Problem):
         return residual.X[:, 0].to(like).square().reciprocal() if isinstance(residual, DiagonalPropagation) else None
 
     def evaluate(self, theta: Tensor | None = None) -> "MixedModelEvaluation":
-        return MixedModelEvaluation(self, self.V.theta if theta is None else theta)
+        return MixedModelEvaluation(self, (self.V.theta if theta is None else theta).to(self.F.dtype))
 
 
 class _Terms(Function):

@@ -82,7 +82,7 @@ class TermCovariances:
 
     def _owned(self) -> Tensor:
         """Ones where an element of z depends on a theta, shape (m, number of thetas)."""
-        every = torch.eye(self.V.num_params).to(self.V.theta.detach())
+        every = torch.eye(self.V.num_params, dtype=torch.float64, device=self.V.theta.device)
         return torch.cat([every[index].sum(0).expand(s * s, -1) for index, s in self._pieces()])
 
     @cached_property

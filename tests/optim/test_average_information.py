@@ -404,6 +404,37 @@ def test_checkpoint_before_the_first_step(problem_of: ProblemOf, make_loop: Make
         loop.optimizer.progress
 
 
+def test_checkpoint_without_a_decrement(problem_of: ProblemOf, make_loop: MakeLoop) -> None:
+    loop = make_loop(*problem_of("sleepstudy"))
+    loop.run(most=2)
+    expected, saved = loop.optimizer.progress, copy.deepcopy(loop.optimizer.state_dict())
+    del saved["state"][0]["decrement"]
+    loop.optimizer.load_state_dict(saved)
+    assert loop.optimizer.progress == expected
+
+
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_steps_learn_from_long_ones(problem_of: ProblemOf) -> None:
+    """With the information after a step instead of the mean along it there are two more."""
+    assert fit(*problem_of("fa1")).n_iter <= 10
+
+
+def test_a_step_that_leaves_next_to_nothing_teaches_at_once() -> None:
+    """An information that is half a percent too large: the second step knows it, not only the third."""
+    x = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def closure() -> Tensor:
+        x.grad = 2.0 * x.detach()
+        return x.detach().square().sum()
+
+    optimizer = AverageInformation([x], information=lambda: torch.full((1, 1), 2.01, dtype=torch.float64))
+    while not (optimizer.step(closure) < 0 or optimizer.progress.done):
+        pass
+    assert (optimizer.progress.iteration, optimizer.progress.converged) == (2, True)
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 

@@ -16,12 +16,14 @@ from openreml_nn.covariance import (
     HadamardProduct,
     IdentityMatrix,
     KhatriRaoMatrix,
+    KnownMatrix,
     KroneckerProduct,
     Matrix,
     ScalarMatrix,
     Sum,
     UnstructuredMatrix,
 )
+from openreml_nn.covariance.transform import TransformSigmoid
 from openreml_nn.optim import ConfoundedParameters, data_start, require_estimable
 
 N = 20
@@ -101,6 +103,29 @@ def test_a_term_within_the_fixed_effects_is_refused(
     warnings.simplefilter("ignore")  # of aliased columns
     with pytest.raises(ConfoundedParameters, match="Remove it from the fixed or from the random part"):
         fit(V, Y, X.double())
+
+
+@pytest.mark.parametrize("more", [0.0, 1e-3])
+def test_a_kernel_within_the_fixed_effects_is_refused(more: float) -> None:
+    X = torch.randn(N, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    K = X @ X.mT
+    K[-1, -1] += more  # in a direction of its own
+    V = Sum(g=KnownMatrix(K), residual=ScalarMatrix(N))
+    if more:
+        assert fit(V, Y, X).converged
+        return
+    with pytest.raises(ConfoundedParameters, match="take up the random term 'g' whole"):
+        fit(V, Y, X)
+
+
+def test_variances_that_a_transform_cannot_give() -> None:
+    """Moments above the largest value of a bounded variance are no start."""
+    bounded = ScalarMatrix(N, trans=TransformSigmoid())
+    V = Sum(a=CovariancePropagation(Z, ScalarMatrix(5)), residual=bounded)
+    problem = REML(V).prepare(Y)
+    assert max(problem.moment_variances().values()) > 1.0
+    assert data_start(problem).isfinite().all()
+    assert fit(V, Y).converged
 
 
 def test_full_likelihood_and_fixed_variances_may_have_such_terms() -> None:

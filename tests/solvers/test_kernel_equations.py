@@ -1,5 +1,7 @@
 """The numbers of aA + bI against dense formulas, for a kernel over levels and for a factor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,33 @@ def test_not_positive_definite() -> None:
     with pytest.raises(torch.linalg.LinAlgError, match="block"):
         KernelEquations(case("all rows", False)[0], -1.0, 1.0)
     assert np.isfinite(KernelEquations(case("all rows", False)[0], 1.0, 0.0).ePe)  # this kernel has no null space
+
+
+@pytest.mark.parametrize("eigenvectors", [False, True])
+def test_a_response_that_the_factor_fits_exactly(eigenvectors: bool) -> None:
+    """e'Pe is a difference there, 1e-4 and 1e-18 of what it is taken from, and that is rounding."""
+    data, A = case("factor", eigenvectors)
+    F = KINDS["factor"][1]
+    e = F @ torch.ones(9, dtype=torch.float64)
+    e -= UE[:, :P] @ (UE[:, :P].mT @ e)
+    both = torch.cat([UE[:, :P], e[:, None]], dim=1)
+    C = data.reduction.rotate(F.mT @ both).mT.contiguous().mT
+    exact = replace(data, C=C, E=(both.mT @ both).numpy())
+    Vi = torch.linalg.inv(A + 1e-4 * EVERY)
+    Pe = Vi @ e - Vi @ UE[:, :P] @ torch.linalg.solve(UE[:, :P].mT @ Vi @ UE[:, :P], UE[:, :P].mT @ Vi @ e)
+    assert KernelEquations(exact, 1.0, 1e-4).ePe == pytest.approx(float(e @ Pe), rel=1e-8)
+    for b in (1e-18, 1e-20, 1e-22, 1e-24):
+        with pytest.raises(torch.linalg.LinAlgError, match=r"e'Pe = .* is rounding of .*: is y without"):
+            KernelEquations(exact, 1.0, b)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_response_beyond_floating_point(name: str) -> None:
+    data, _ = case(name, False)
+    scale = torch.tensor([1.0] * P + [1e160], dtype=torch.float64)
+    E = torch.from_numpy(data.E) * scale[:, None] * scale
+    with pytest.raises(torch.linalg.LinAlgError, match="e'Pe is not finite"):
+        KernelEquations(replace(data, C=data.C * scale, E=E.numpy()), 1.0, 1.0)
+    for a, b in ((np.inf, 1.0), (1.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(torch.linalg.LinAlgError, match="no finite variances"):
+            KernelEquations(data, a, b)

@@ -18,6 +18,7 @@ from openreml_nn.covariance import (
     KnownMatrix,
     KroneckerProduct,
     ScalarMatrix,
+    SimpleMatrix,
     Sum,
     UnstructuredMatrix,
 )
@@ -246,3 +247,31 @@ def test_a_residual_variance_goes_to_zero() -> None:
         assert result.converged, result.reason
         ended.add(result.held)
     assert (0, -1) in ended
+
+
+EXACT = normal(40, 5)
+OFTEN = torch.arange(40) % 10
+WITHOUT_NOISE: dict[str, tuple[CovariancePropagation, Tensor, int]] = {
+    "factor": (CovariancePropagation(SimpleMatrix(EXACT), ScalarMatrix(5)), EXACT @ normal(5), 34),
+    "levels": (CovariancePropagation(DummyMatrix(OFTEN), KnownMatrix(kernel(10, 12))), normal(10)[OFTEN], 30),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_NOISE)
+def test_a_response_without_noise(name: str) -> None:
+    """The likelihood has no maximum, and at last no digit: the fit ends before that, and says so."""
+    term, response, degrees = WITHOUT_NOISE[name]
+    V = Sum(g=term, residual=ScalarMatrix(40))
+    with pytest.warns(UserWarning, match="did not converge"):
+        result = fit(V, response, solver="spectral")
+    assert not result.converged
+    assert "no step raises the likelihood" in result.reason
+    near = torch.stack([result.theta[0], torch.tensor(-7.0).double()])  # e'Pe is the same there, all else follows b
+    there = -float(REML(V, "dense")(response, theta=near))
+    assert result.loglik == pytest.approx(there + degrees * (-7.0 - float(result.theta[1])), abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["labels in another order", "more records than labels", "fewer markers than rows"])
+def test_a_response_whose_square_is_no_number(name: str) -> None:
+    with pytest.raises(NotPositiveDefinite, match=r"no finite variances|e'Pe is not finite"):
+        fit(MODELS[name], 1e160 * y, X, solver="spectral")

@@ -52,7 +52,16 @@ class DummyMatrix(IncidenceMatrix):
         Args:
             codes: Place of the level of each row among the levels, shape (n,), integers; −1 for a row of zeros.
             levels: Labels of the levels, in order.
+
+        Raises:
+            ValueError: The codes are no integers, not of shape (n,), or not those of the levels.
         """
+        codes = np.asarray(codes)
+        if codes.ndim != 1 or codes.dtype.kind not in "iu":
+            raise ValueError(f"`DummyMatrix.from_codes` needs integers of shape (n,), got {codes.dtype} {codes.shape}.")
+        if len(codes) and not -1 <= codes.min() <= codes.max() < len(levels):
+            found = f"{codes.min()} to {codes.max()}"
+            raise ValueError(f"`DummyMatrix.from_codes` needs codes from -1 to {len(levels) - 1}, got {found}.")
         Z = cls.__new__(cls)
         IncidenceMatrix.__init__(Z, torch.from_numpy(codes.astype(np.int64)), levels, None, ["Intercept"])
         return Z

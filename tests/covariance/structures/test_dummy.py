@@ -130,3 +130,17 @@ def test_from_codes() -> None:
     Z = DummyMatrix.from_codes(np.array([1, -1, 0, 1], dtype=np.int32), ["a", "b", "never"])
     assert Z.levels == ["a", "b", "never"]
     assert Z.build(torch.zeros(0)).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([0.7, 1.0], r"needs integers of shape \(n,\), got float64"),
+        ([[0, 1]], r"got int64 \(1, 2\)"),
+        ([0, 2], "needs codes from -1 to 1, got 0 to 2"),
+        ([-2, 0], "needs codes from -1 to 1, got -2 to 0"),
+    ],
+)
+def test_codes_that_are_none(codes: list[Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DummyMatrix.from_codes(np.array(codes), ["a", "b"])
