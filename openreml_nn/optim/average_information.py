@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openreml_nn.optim.boundaries import AT, Leap, Place, leaps
+from openreml_nn.optim.cone import to_the_best
 from openreml_nn.optim.controls import StepControl, TrustRegion, newton_step
 from openreml_nn.optim.curvature import among, condition, confounded, embedded, newton_decrement, norm, null_directions
 from openreml_nn.optim.geometry import Geometry
@@ -155,6 +156,9 @@ class AverageInformation(torch.optim.Optimizer):
         g, H = s["score"] * units, self._curvature(s, s["use_secant"]) * np.outer(units, units)
         full = embedded(newton_step(among(H, free), g[free]), free)
         candidates = leaps(self._place(s), full)
+        if s["radius"] < self.control.first_radius and s["mirrors"].any():  # a step along a factor may have failed
+            place = s["cells"], s["theta"], s["score"], s["information"], s["held"], units
+            candidates[:0] = to_the_best(*place, self._trial(s, g, H, None)[1])
         rounding, trials = ROUNDING * max(1.0, abs(s["loss"])), 0
         same_units = units if s["finite"].any(axis=0).all() else None  # those of parameters with an end are 1
         while True:
@@ -179,6 +183,8 @@ class AverageInformation(torch.optim.Optimizer):
         gain = s["loss"] - at.loss
         if leap is None:
             s["radius"] = self.control.after_acceptance(s["radius"], length, gain / promised if promised > 0 else 1.0)
+        else:
+            s["held"] = np.where(leap.step != 0.0, 0, s["held"])
         self._learn(s, step * units if leap is None else None, at, gain)
         s.update(
             vars(at), iteration=s["iteration"] + 1, step_norm=length, trials=trials,
@@ -241,6 +247,7 @@ class AverageInformation(torch.optim.Optimizer):
         """Hold and release parameters, and end where nothing is left to gain."""
         place = self._place(s)
         at, _ = place.flat(AT)
+        at[s["mirrors"].any(axis=0)] = 0.0  # an entry below a pivot of zero runs nowhere: its column only turns
         s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
         s["decrement"] = newton_decrement(among(s["information"], free), s["score"][free])
