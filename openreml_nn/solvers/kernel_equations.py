@@ -87,7 +87,6 @@ class KernelEquations:
             self._require_digits()
 
     def _fit(self) -> None:
-        """γ̂ in two steps, so that rounding of U'V⁻¹e does not stay in it."""
         C, E, p = self.data.C.numpy(), self.data.E, self.data.p
         HX = self.H(self.data.C).numpy()
         G = self.of_span * (C.T @ HX) + self.of_rest * E
@@ -97,7 +96,6 @@ class KernelEquations:
         except np.linalg.LinAlgError as error:
             raise torch.linalg.LinAlgError("U'V⁻¹U") from error
         self.z = z = np.append(-self.M_inverse @ G[:p, p], 1.0)
-        z[:p] -= self.M_inverse @ (self.of_span * (HX[:, :p].T @ (C @ z)) + self.of_rest * (E[:p] @ z))
         HX[:, p] = HX @ z
         self.HX = HX
         self.ePe = float(self.of_span * (C @ z) @ HX[:, p] + self.of_rest * (z @ E @ z))

@@ -68,6 +68,22 @@ def test_equals_dense(name: str, eigenvectors: bool, a: float, b: float) -> None
     torch.testing.assert_close(found / unit / unit[:, None], information / unit / unit[:, None], **near)
 
 
+def test_a_difference_saves_products_with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it keeps its digits, and not where V is hardly any of the kernel."""
+    data, _ = case("levels", False)
+    products, times = list[int](), data.reduction.times
+
+    def counted(x: Tensor) -> Tensor:
+        products.append(x.shape[1])
+        return times(x)
+
+    monkeypatch.setattr(data.reduction, "times", counted)
+    KernelEquations(data, 0.7, 1.3).jacobian()
+    assert products == []
+    KernelEquations(data, 1e-6, 2.0).jacobian()
+    assert products == [P + 1]
+
+
 @pytest.mark.parametrize("name", ["levels", "factor"])
 @pytest.mark.parametrize("b", [0.0, -1.0])
 def test_dimensions_that_the_kernel_does_not_reach_need_a_residual_variance(name: str, b: float) -> None:

@@ -102,3 +102,26 @@ def test_equal_shares_where_there_are_not_two_variances(which: str) -> None:
     V = Sum(g=CovariancePropagation(Z, kernel), residual=residual)
     problem: Problem = prepared(V, NOISE)
     assert problem.moment_variances() == {}
+
+
+def one_record_each(n: int, G: KnownMatrix | ScalarMatrix) -> Sum:
+    return Sum(g=CovariancePropagation(DummyMatrix(range(n)), G), residual=ScalarMatrix(n))
+
+
+def test_independent_levels_of_one_record_each() -> None:
+    """A = I: only the sum of both variances has a likelihood, and they keep equal shares of it."""
+    V, y = one_record_each(4, ScalarMatrix(4)), torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64)
+    problem = REML(V, SpectralSolver()).prepare(y)
+    assert list(problem.moment_variances().values()) == pytest.approx([float(y.var()) / 2.0] * 2)
+
+
+@pytest.mark.parametrize("seed", [614, 1251])
+def test_where_two_slopes_show_no_maximum(seed: int) -> None:
+    """Between two maxima, or before one far away, the slope grows on the way up: the search goes on."""
+    generator = torch.Generator().manual_seed(seed)
+    W, y = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((12, 15), (12,)))
+    V = one_record_each(12, KnownMatrix(W @ W.mT / 15))
+    problem = REML(V, SpectralSolver()).prepare(y)
+    assert isinstance(problem, SpectralProblem)
+    a, b = problem.moment_variances().values()
+    assert abs(math.log(a / b * problem.reduction.trace / 12)) > 1.0
