@@ -1,5 +1,6 @@
 """V read as a·ZKZ' + b·I: which operand plays which part, and how rows belong to what is reduced."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce as fold
 
@@ -47,9 +48,22 @@ def scaled(G: Matrix) -> Scaled | None:
 
 def scale_of(G: Matrix, params: Tensor) -> Tensor:
     """The number by which G multiplies the matrix that ``scaled`` gives."""
-    if isinstance(G, KroneckerProduct):
-        return fold(torch.mul, [scale_of(operand, own) for operand, own in G.parts(params)])
-    return G.trans_params(params)[0] if G.num_params else params.new_ones(())
+    natural = G.trans_params(params)
+    variances = [natural[i] for i in _factors(G, range(G.num_params))]
+    return fold(torch.mul, variances) if variances else natural.new_ones(())
+
+
+def _factors(G: Matrix, index: Sequence[int]) -> list[int]:
+    """Indices of the thetas whose variances multiply a matrix that ``scaled`` takes; one that does so twice is twice.
+
+    Args:
+        G: The matrix.
+        index: Indices of its thetas.
+    """
+    if not isinstance(G, KroneckerProduct):
+        return list(index)
+    parts = zip(G.operand_list(), G.operand_names, strict=True)
+    return [i for operand, name in parts for i in _factors(operand, [index[j] for j in G.operand_index(name)])]
 
 
 # ---- rows: A = S A₁ S' -----------------------------------------------------------------------------------------------
@@ -166,19 +180,6 @@ class KernelForm:
             for place, i in enumerate(own):
                 J[row, i] += slopes[i] * natural[own[:place] + own[place + 1 :]].prod()
         return scales, J
-
-
-def _factors(G: Matrix, index: list[int]) -> list[int]:
-    """Indices of the thetas whose variances multiply a matrix that ``scaled`` takes; one that does so twice is twice.
-
-    Args:
-        G: The matrix.
-        index: Indices of its thetas.
-    """
-    if not isinstance(G, KroneckerProduct):
-        return index
-    parts = zip(G.operand_list(), G.operand_names, strict=True)
-    return [i for operand, name in parts for i in _factors(operand, [index[j] for j in G.operand_index(name)])]
 
 
 def kernel_form(V: Matrix) -> KernelForm | str:

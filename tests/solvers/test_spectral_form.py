@@ -18,7 +18,16 @@ from openreml_nn.covariance import (
     Sum,
 )
 from openreml_nn.covariance.transform import TransformExp
-from openreml_nn.solvers.spectral_form import AllRows, FactorRows, KernelForm, LevelRows, Rows, kernel_form
+from openreml_nn.solvers.spectral_form import (
+    AllRows,
+    FactorRows,
+    KernelForm,
+    LevelRows,
+    Rows,
+    kernel_form,
+    scale_of,
+    scaled,
+)
 
 N = 12
 generator = torch.Generator().manual_seed(6)
@@ -70,6 +79,39 @@ def test_a_fixed_residual() -> None:
     assert scales.tolist() == [1.0, 1.0]
     assert J.tolist() == [[2.0], [0.0]]
     assert form.variances is None
+
+
+def test_one_variance_for_both() -> None:
+    """Which is none of its own for either."""
+    W, shared = normal(N, N), ScalarMatrix(N)
+    V = Sum(g=CovariancePropagation(SimpleMatrix(W), shared), residual=shared)
+    form = kernel_form(V)
+    assert isinstance(form, KernelForm)
+    theta = normal(1)
+    scales, J = form.scales(V, theta)
+    variance = theta.mul(2.0).exp().numpy()
+    np.testing.assert_allclose(scales, variance.repeat(2), rtol=1e-12)
+    np.testing.assert_allclose(J, 2.0 * variance.repeat(2)[:, None], rtol=1e-12)
+    assert form.variances is None
+
+
+FIXED: dict[str, Matrix] = {
+    **{name: G for name, (G, _) in KERNELS.items()},
+    "identity": IdentityMatrix(5),
+    "scaled identity": ScalarMatrix(5),
+    "product in a product": KroneckerProduct(TWICE, KroneckerProduct(KnownMatrix(K), ScalarMatrix(1))),
+}
+
+
+@pytest.mark.parametrize("G", FIXED.values(), ids=FIXED)
+def test_scale_of_a_fixed_matrix(G: Matrix) -> None:
+    theta = normal(G.num_params).requires_grad_()
+    fixed = scaled(G)
+    assert fixed is not None
+    plain = torch.eye(5, dtype=torch.float64) if fixed.K is None else fixed.K
+    torch.testing.assert_close(scale_of(G, theta) * plain, G.build(theta))
+    if G.num_params:
+        assert torch.autograd.gradcheck(lambda x: scale_of(G, x), theta)
 
 
 CODES = torch.tensor([0, 3, 3, -1, 2, 0, 3, 5])
