@@ -24,7 +24,7 @@ CELL = 6.0  # length of the intervals of log(a/b) on which the log-determinant i
 CELLS = 1  # of them with more of A in V; beyond b has less than 1e-4 of V, and a difference loses too many digits
 DEGREE = 44  # of the interpolation: its error is below rounding, see `BandReduction`
 SMALL = 1e-7  # of the largest eigenvalue of aB/b: the series of (I + aB/b)⁻¹ then ends after two terms
-FEW = 64  # columns below which a product with Q is bound by memory
+FEW_COLUMNS = 64  # columns below which a product with Q is bound by memory
 
 
 class Reduction(ABC):
@@ -138,7 +138,7 @@ class BandReduction(Reduction):
 
     def _apply(self, x: Tensor, panels: list[Panel], transpose: bool) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
-        if x.shape[1] < FEW:
+        if x.shape[1] < FEW_COLUMNS:
             few = x.numpy()
             for panel in panels:
                 panel.apply_to_few(few, transpose)

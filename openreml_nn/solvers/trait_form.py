@@ -21,7 +21,7 @@ from openreml_nn.solvers.sources import Source
 from openreml_nn.solvers.spectral_form import scale_of, scaled
 from openreml_nn.solvers.terms import operands_of
 
-FEW = 64  # rows that are looked at before all are
+SOME_ROWS = 64  # rows that are looked at before all are
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _columns(Z: Matrix) -> Tensor | None:
         return Z.cells * Z.num_levels + Z.codes
     if Z.values is None:
         return Z.codes
-    one_hot = isinstance(Z, KhatriRaoMatrix) and all(map(_one_in_each_row, (Z.values[:FEW], Z.values)))
+    one_hot = isinstance(Z, KhatriRaoMatrix) and all(map(_one_in_each_row, (Z.values[:SOME_ROWS], Z.values)))
     return Z.values.argmax(1) * Z.num_levels + Z.codes if one_hot else None
 
 
