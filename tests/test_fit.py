@@ -1,7 +1,9 @@
 """`fit`: published values, its arguments, and what it says of bad ones."""
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -309,3 +311,17 @@ def test_float32_random_effects() -> None:
     assert result.theta_cov.dtype == np.float64
     assert result.loglik == pytest.approx(expected.loglik, abs=1e-6)
     np.testing.assert_allclose(result.blup()["blup"], expected.blup()["blup"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["john_alpha", "sleepstudy"])
+def test_a_fit_leaves_nothing_behind(name: str) -> None:
+    """What is as large as V goes with the result, not with a later round of the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        result = fitted(name)
+        problem = weakref.ref(result.evaluation.problem)
+        del result
+        assert problem() is None
+    finally:
+        gc.enable()

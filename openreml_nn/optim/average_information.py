@@ -79,7 +79,7 @@ class AverageInformation(torch.optim.Optimizer):
             raise ValueError("`AverageInformation` needs all its parameters in one group.")
         if not tolerance > 0:
             raise ValueError(f"`AverageInformation` needs a tolerance above 0, got {tolerance}.")
-        self._points = Points(lambda: self.param_groups[0]["params"], information, geometry)
+        self._points = Points(self.param_groups, information, geometry)
         self.control = control or TrustRegion()
         self.tolerance = tolerance
 

@@ -37,24 +37,24 @@ class Points:
     """The parameters that are moved, and the objective where they are.
 
     Args:
-        params: Gives the parameters, each of any shape; those with ``requires_grad`` are moved.
+        groups: Groups of an optimiser, one, with parameters of any shape; those with ``requires_grad`` are moved.
         information: Gives the (k, k) information at the thetas of the closure's last call.
         geometry: What is known of the k parameters, or a function that gives it at their present values.
     """
 
     def __init__(
         self,
-        params: Callable[[], list[nn.Parameter]],
+        groups: list[dict[str, Any]],
         information: Callable[[], Tensor],
         geometry: Geometry | Callable[[], Geometry] | None,
     ) -> None:
-        self._params, self._information, self._geometry = params, information, geometry
+        self._groups, self._information, self._geometry = groups, information, geometry
         self._left: list[tuple[int, int]] | None = None
 
     @property
     def moved(self) -> list[nn.Parameter]:
         """The parameters that are moved."""
-        return [p for p in self._params() if p.requires_grad]
+        return [p for p in self._groups[0]["params"] if p.requires_grad]
 
     @property
     def count(self) -> int:

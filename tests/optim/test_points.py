@@ -34,7 +34,7 @@ def closure_of(params: list[nn.Parameter], add: float = 0.0) -> Callable[[], Ten
 
 
 def test_a_point(params: list[nn.Parameter]) -> None:
-    points = Points(lambda: params, lambda: H, None)
+    points = Points([{"params": params}], lambda: H, None)
     at = points.at_present(closure_of(params), points.geometry().units)
     assert (points.count, at.loss, at.theta.tolist(), at.score.tolist()) == (3, 63.0, [1, 2, 3], [-2, -4, -6])
     np.testing.assert_array_equal(at.information, H.numpy())
@@ -45,27 +45,27 @@ def test_no_information_where_the_loss_is_too_large(params: list[nn.Parameter]) 
     def never() -> Any:
         raise AssertionError
 
-    at = Points(lambda: params, never, None).at_present(closure_of(params), np.ones(3), most=60.0)
+    at = Points([{"params": params}], never, None).at_present(closure_of(params), np.ones(3), most=60.0)
     assert (at.loss, at.theta.size) == (63.0, 0)
 
 
 def test_information_of_another_shape(params: list[nn.Parameter]) -> None:
     with pytest.raises(ValueError, match=r"must give a matrix of shape \(3, 3\), got \(2, 2\)"):
-        Points(lambda: params, lambda: H[:2, :2], None).at_present(closure_of(params), None)
+        Points([{"params": params}], lambda: H[:2, :2], None).at_present(closure_of(params), None)
 
 
 def test_a_trial_without_a_number(params: list[nn.Parameter]) -> None:
     def fails() -> Tensor:
         raise torch.linalg.LinAlgError
 
-    points = Points(lambda: params, lambda: H, None)
+    points = Points([{"params": params}], lambda: H, None)
     assert points.trial(fails, np.ones(3), 100.0) is None
     assert points.trial(closure_of(params, float("inf")), np.ones(3), float("inf")) is None
     assert points.trial(closure_of(params), np.ones(3), 100.0) is not None
 
 
 def test_write(params: list[nn.Parameter]) -> None:
-    points = Points(lambda: params, lambda: H, None)
+    points = Points([{"params": params}], lambda: H, None)
     with torch.no_grad():
         points.write(np.array([4.0, 5.0, 6.0]), np.array([0.1, 0.2, 0.3]))
     assert [p.tolist() for p in params] == [[4.0, 5.0], [7.0], [[6.0]]]
@@ -76,7 +76,7 @@ def test_write(params: list[nn.Parameter]) -> None:
 
 @pytest.mark.parametrize("through_data", [False, True])
 def test_whether_they_were_moved(params: list[nn.Parameter], through_data: bool) -> None:
-    points = Points(lambda: params, lambda: H, None)
+    points = Points([{"params": params}], lambda: H, None)
     points.remember()
     assert not points.were_moved(np.array([1.0, 2.0, 3.0]))
     with torch.no_grad():
