@@ -320,8 +320,8 @@ def test_a_fit_leaves_nothing_behind(name: str) -> None:
     gc.disable()
     try:
         result = fitted(name)
-        problem = weakref.ref(result.evaluation.problem)
+        held = [weakref.ref(kept) for kept in (result.V, result.evaluation, result.evaluation.problem)]
         del result
-        assert problem() is None
+        assert [kept() for kept in held] == [None, None, None]
     finally:
         gc.enable()
