@@ -223,7 +223,7 @@ class FitResult:
     def summary(self) -> str:
         """The fit as a text: likelihood, how it ended, variance parameters, fixed effects."""
         ended = "Converged" if self.converged else "NOT CONVERGED"
-        steps = f"{self.n_iter} step" + "s" * (self.n_iter != 1)
+        steps = f"after {self.n_iter} step{'s' * (self.n_iter > 1)}" if self.n_iter else "at the start values"
         criteria = f", AIC = {self.AIC:.2f}, BIC = {self.BIC:.2f}"
         held = [
             f"Fitted is what stands below; held is {self.given}.",
@@ -235,7 +235,7 @@ class FitResult:
             *([self.sharing] if self.sharing else []),
             f"n = {self.n}, rank of X = {self.p}, variance parameters = {self.num_variance_parameters}",
             f"log-likelihood = {self.loglik:.4f}{'' if self.given else criteria}",
-            f"{ended} after {steps}: {self.reason}.",
+            f"{ended} {steps}: {self.reason}.",
             *(held if self.given else []),
             "",
             "Variance parameters",

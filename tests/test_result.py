@@ -121,6 +121,14 @@ def test_predictions_with_aliased_columns() -> None:
 # ---- the summary -----------------------------------------------------------------------------------------------------
 
 
+def test_summary_without_a_step() -> None:
+    """Balanced data, whose variances are in closed form those that a fit starts from."""
+    model = MixedModel("penicillin", "diameter ~ 1", random=["plate", "sample"])
+    result = fit(model.V, model.y, model.X)
+    assert result.n_iter == 0
+    assert "Converged at the start values: the score is zero." in str(result).splitlines()
+
+
 def test_summary(alpha: FitResult) -> None:
     lines = str(alpha).splitlines()
     assert lines[0].startswith("Linear mixed model by REML")
