@@ -22,6 +22,8 @@ class Matrix(Parametrized, ABC):
     r"""Base class of matrices V(θ) with named, transformed parameters.
 
     The parameter vector is flat and raw: ``build`` applies the transforms itself, :math:`V = V(f_0(\theta_0), …)`.
+    A positive parameter counts as a variance, by which the matrix is multiplied; where one is a length or a standard
+    deviation, override ``scale_powers``: ``[1.0, 0.0]`` for a variance and a length.
 
     Args:
         shape: Shape of the matrix, (rows, columns).

@@ -63,7 +63,8 @@ class Term:
             if isinstance(structure, Matrix) or not (structure is None or callable(structure)):
                 raise TypeError(
                     f"`Term` needs for {name!r} a class or function from levels to a matrix, since sizes come from the "
-                    f"table, got {type(structure).__name__}. Give the class, or functools.partial(Class, option=...)."
+                    f"table, got {type(structure).__name__}. Give the class, functools.partial(Class, option=...), or "
+                    f"for a known matrix Kernel('K.csv')."
                 )
         for field in ("groups", "within"):
             if getattr(self, field) in ("", [], {}):

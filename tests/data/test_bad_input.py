@@ -86,6 +86,7 @@ def test_says_what_is_wrong(table: pd.DataFrame, fixed: str, options: dict[str, 
     [
         (lambda: Term(covariance=AR1Matrix(3)), TypeError, "functools.partial"),
         (lambda: Term(covariance="AR1Matrix"), TypeError, "got str"),
+        (lambda: Term("line", relationship="K.csv"), TypeError, r"known matrix Kernel\('K.csv'\)"),
         (lambda: Term(within="age"), ValueError, "needs a `covariance`"),
         (lambda: Term(within="age", design="0 + b", covariance=AR1Matrix), ValueError, "not both"),
         (lambda: Term(within={"a": AR1Matrix}, covariance=AR1Matrix), ValueError, "not both"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from openreml_nn.covariance import AR1Matrix, Matrix, ScalarMatrix, UnconstrainedMatrix
 from openreml_nn.covariance.matrix import Params
-from openreml_nn.covariance.transform import TransformExp
+from openreml_nn.covariance.transform import TransformExp, TransformExpPow2
 from openreml_nn.testing import LawBroken, check_matrix
 
 
@@ -286,6 +286,30 @@ def test_the_message_says_where_and_by_how_much() -> None:
     expected = r"`WrongProduct` breaks the law: .* At raw theta \(sigma\^2 = 0, tau\^2 = 0\): `matmul` is off by 1e-06"
     with pytest.raises(LawBroken, match=expected):
         check_matrix(WrongProduct())
+
+
+class ExponentialDecay(Matrix):
+    """V_ij = σ² exp(−|i − j| / length), without saying that the length is no variance."""
+
+    def __init__(self) -> None:
+        super().__init__((4, 4), ["sigma^2", "length"], [TransformExpPow2(), TransformExp()])
+
+    def build(self, params: Tensor) -> Tensor:
+        sigma2, length = self.trans_params(params)
+        i = torch.arange(4, dtype=params.dtype, device=params.device)
+        return sigma2 * torch.exp(-(i[:, None] - i).abs() / length)
+
+
+class DecayWithScale(ExponentialDecay):
+    @property
+    def scale_powers(self) -> list[float]:
+        return [1.0, 0.0]
+
+
+def test_a_positive_parameter_that_is_no_variance_needs_scale_powers() -> None:
+    with pytest.raises(LawBroken, match=r"Override the property `scale_powers`, here \[1.0, 1.0\]: .* 0 for .* length"):
+        check_matrix(ExponentialDecay(), thetas=2)
+    check_matrix(DecayWithScale(), thetas=2)
 
 
 def test_an_unconstrained_matrix_is_no_covariance() -> None:
