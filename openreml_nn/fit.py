@@ -4,7 +4,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ def fit(
     max_steps: int = 200,
     rank: str = "drop",
     x_names: Sequence[str] | None = None,
+    verbose: bool = False,
     ranks: Ranks = ALONE,
 ) -> FitResult:
     r"""Fit y ~ N(Xβ, V(θ)) by restricted or full maximum likelihood; V holds the estimates afterwards.
@@ -63,6 +66,7 @@ def fit(
         max_steps: Largest number of accepted steps.
         rank: ``"drop"``: drop aliased columns of X with a warning; ``"error"``: refuse them.
         x_names: Names of the columns of X.
+        verbose: Print the solver with its expected cost, and a line for each step.
         ranks: The processes that share the rows, each of which calls this with V, y and X of its own ones. They also
             ask the result together, or call its ``settle`` before one of them does.
 
@@ -79,6 +83,8 @@ def fit(
     direction = direction or Average()
     objective = objective_of(method, V, solver, direction, ranks)
     say_conversion(y=y, X=X)
+    if verbose and ranks.rank == 0:
+        print(f"solver {objective.solver.name}: {objective.choice.cost}", flush=True)
     y = y.detach() if isinstance(y, Tensor) else y  # only θ is moved
     X = X.detach() if isinstance(X, Tensor) else X
     problem = objective.prepare(y, X, rank=rank, ranks=ranks)
@@ -88,8 +94,9 @@ def fit(
         require_estimable(problem)
     before = V.theta.detach().clone()
     V.set_theta(ranks.first(start_theta(problem, start)))
+    tell = partial(print, flush=True) if verbose and ranks.rank == 0 else None
     try:
-        evaluation, history, information = maximise(objective, problem, direction, control, tolerance, max_steps)
+        evaluation, history, information = maximise(objective, problem, direction, control, tolerance, max_steps, tell)
     except BaseException:
         V.set_theta(before)
         raise
@@ -122,10 +129,11 @@ def maximise(
     control: StepControl | None,
     tolerance: float,
     max_steps: int,
+    tell: Callable[[Progress], Any] | None = None,
 ) -> tuple[Evaluation, list[Progress], np.ndarray | None]:
     """Move the thetas of V, from where they are, to a maximum of ℓ or for a number of steps.
 
-    Arguments are those of `fit`.
+    Arguments are those of `fit`; ``tell`` is called after each step.
 
     Returns:
         (the evaluation at the last thetas, progress after each step, average information of the free thetas there
@@ -157,6 +165,8 @@ def maximise(
             while len(history) < max_steps and not (history and history[-1].done):
                 optimizer.step(closure)
                 history.append(optimizer.progress)
+                if tell is not None:
+                    tell(history[-1])
     if not (current and torch.equal(current[0].theta, V.theta.to(current[0].theta))):  # no step, or one was rejected
         current.clear()
         with torch.no_grad():

@@ -325,3 +325,11 @@ def test_a_fit_leaves_nothing_behind(name: str) -> None:
         assert [kept() for kept in held] == [None, None, None]
     finally:
         gc.enable()
+
+
+def test_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    result = fitted("sleepstudy", verbose=True)
+    solver, *steps = capsys.readouterr().out.splitlines()
+    assert solver == f"solver {result.objective.solver.name}: {result.objective.choice.cost}"
+    assert steps == [str(progress) for progress in result.history]
+    assert steps[0].startswith("step   1  log-likelihood -8")

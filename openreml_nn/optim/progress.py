@@ -34,3 +34,6 @@ class Progress:
     done: bool
     converged: bool
     reason: str
+
+    def __str__(self) -> str:
+        return f"step {self.iteration:3d}  log-likelihood {self.loglik:.6f}  decrement {self.decrement:.1e}"
