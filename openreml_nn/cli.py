@@ -3,8 +3,8 @@
 ``openreml-nn network fit|validate|predict|refit`` is for a network with random effects (`MixedModelRegressor`).
 The exit code is 0 after a fit that converged, 1 for a mistake in the data or the model or a file that cannot be
 written, 2 for a mistake in the options, 3 after a fit that did not converge, whose results are written all the same,
-and 130 after Ctrl-C. A mistake is one line on stderr; with the environment variable ``OPENREML_NN_DEBUG`` set to
-anything, it is a traceback.
+130 after Ctrl-C and 143 after SIGTERM. A mistake is one line on stderr; with the environment variable
+``OPENREML_NN_DEBUG`` set to anything, it is a traceback.
 """
 
 import logging
@@ -26,6 +26,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from openreml_nn.lightning.commands import REMLCLI, Commands, NetworkCLI
 from openreml_nn.solvers import processes
@@ -46,11 +47,12 @@ _FRAME = re.compile(
 )
 _PEER = re.compile(r"Connection (reset|closed) by peer|Connection refused")  # of a message between processes
 DEBUG = "OPENREML_NN_DEBUG"
-NOT_CONVERGED, INTERRUPTED = 3, 130
+NOT_CONVERGED, INTERRUPTED, TERMINATED = 3, 130, 143
 HELP = (
     "Linear mixed models by restricted maximum likelihood; `openreml-nn network fit|validate|predict|refit` is for a "
     "network with random effects. Exit codes: 0 done, 1 a mistake in the data or the model, 2 one in the options, "
-    f"{NOT_CONVERGED} a fit that did not converge, whose results are written all the same."
+    f"{NOT_CONVERGED} a fit that did not converge, whose results are written all the same, {INTERRUPTED} Ctrl-C, "
+    f"{TERMINATED} SIGTERM."
 )
 
 
@@ -62,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With code 2 for a mistake in the options, 1 for one in the data, the model or the files, 3 where a
-            fit did not converge, 130 after Ctrl-C.
+            fit did not converge, 130 after Ctrl-C, 143 after SIGTERM.
     """
     given = sys.argv[1:] if args is None else list(args)
     if not {"", os.getcwd()} & set(sys.path):  # a console script has its own folder there
@@ -84,6 +86,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(f"openreml-nn: error: {message(error, kind)}", file=sys.stderr)
             end_children()
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+        except SIGTERMException:
+            raise SystemExit(TERMINATED) from None
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise SystemExit(INTERRUPTED) from None

@@ -245,24 +245,41 @@ def test_files_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.rglob("fit.json"))
 
 
-def test_interrupt(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt(sent, code, capsys, monkeypatch):
     def interrupt(module, batch, batch_idx, step=REMLModule.training_step):
         if module.progress is not None and module.progress.iteration == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(sent)
         return step(module, batch, batch_idx)
 
     monkeypatch.setattr(REMLModule, "training_step", interrupt)
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit) as end:
-            main(["fit", "--config", ALPHA])
+            main(["fit", "--config", ALPHA, "--trainer.logger.flush_secs", "1"])
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert end.value.code == 130
+    assert end.value.code == code
     folder = Path("runs", "john_alpha", "version_0")
-    assert "interrupted after 2 complete steps. It goes on from the checkpoint" in capsys.readouterr().out
-    assert json.loads((folder / "fit.json").read_text())["converged"] is False
+    steps = 2 if sent == signal.SIGINT else 3  # SIGTERM waits for the end of a step
+    assert f"interrupted after {steps} complete steps. It goes on from the checkpoint" in capsys.readouterr().out
+    record = json.loads((folder / "fit.json").read_text())
+    assert (record["converged"], record["iterations"]) == (False, steps)
     assert (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_sigterm_in_the_last_step_leaves_the_fit_that_it_is(capsys, monkeypatch):
+    def terminate(module, *args, end=REMLModule.on_train_batch_end):
+        end(module, *args)
+        if module.ended:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(REMLModule, "on_train_batch_end", terminate)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", ALPHA])
+    assert end.value.code == 143
+    assert "Converged after 4 steps" in capsys.readouterr().out
+    assert json.loads(Path("runs", "john_alpha", "version_0", "fit.json").read_text())["converged"] is True
 
 
 def test_debug_gives_the_traceback(monkeypatch):

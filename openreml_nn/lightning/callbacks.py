@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from openreml_nn.lightning.module import REMLModule
@@ -75,9 +76,9 @@ class ResultFiles(Callback):
     """Writes the fit into the log folder when it ends, and prints its summary.
 
     The files are ``variance_parameters.csv``, ``fixed_effects.csv``, ``random_effects.csv`` and ``fit.json``. After
-    Ctrl-C they hold the last complete step, as a fit that did not converge; the checkpoint of that step is the
-    ``ModelCheckpoint``'s. Several processes may stand at different steps then, and nothing is written: a fit from that
-    checkpoint with as many ``max_epochs`` as it has steps writes its results.
+    Ctrl-C or SIGTERM they hold the last complete step, as a fit that did not converge unless it was through; the
+    checkpoint of that step is the ``ModelCheckpoint``'s. Several processes may stand at different steps then, and
+    nothing is written: a fit from that checkpoint with as many ``max_epochs`` as it has steps writes its results.
 
     Args:
         folder: Where to write; the Trainer's log folder when left out.
@@ -85,7 +86,10 @@ class ResultFiles(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, verbose: bool = True) -> None:
-        self.folder, self.verbose = folder, verbose
+        self.folder, self.verbose, self._written = folder, verbose, False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._written = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module)
@@ -95,7 +99,7 @@ class ResultFiles(Callback):
             self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)) or not trainer.is_global_zero:
+        if not stops_fit(exception, trainer):
             return
         module = reml_module(pl_module, self)
         steps = module.progress.iteration if module.progress else 0
@@ -104,9 +108,9 @@ class ResultFiles(Callback):
         goes_on = f" It goes on from the checkpoint {checkpoint}" if checkpoint else ""
         if goes_on and trainer.world_size > 1:
             goes_on += f"; with `max_epochs` {steps} its results are written from there"
-        if module.progress is not None and trainer.world_size == 1 and not module.ended:
+        if module.progress is not None and trainer.world_size == 1 and not self._written:
             module.last_complete_step()
-            self._write(trainer, pl_module, reason)
+            self._write(trainer, pl_module, "" if module.ended else reason)
         print(f"The fit was {reason}.{goes_on}")
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str = "") -> None:
@@ -117,6 +121,13 @@ class ResultFiles(Callback):
             write_result(result, folder)
             if self.verbose:
                 print(f"{result.summary()}\n\nResults: {folder}")
+        self._written = True
+
+
+def stops_fit(exception: BaseException, trainer: L.Trainer) -> bool:
+    """Whether an exception is Ctrl-C or SIGTERM in a fit, and this is the first process, which tells it."""
+    stop, fits = isinstance(exception, (KeyboardInterrupt, SIGTERMException)), trainer.state.fn == TrainerFn.FITTING
+    return stop and fits and trainer.is_global_zero
 
 
 class PredictionFiles(Callback):

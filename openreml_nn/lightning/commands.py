@@ -24,6 +24,8 @@ from openreml_nn.lightning.regressor import MixedModelRegressor
 COMMANDS = ("fit", "validate", "predict")
 RUNS = "runs"
 """Folder of the log folders, unless the Trainer's ``default_root_dir`` says another."""
+FLUSH_SECONDS = 2
+"""Between two writings of the TensorBoard log; Ctrl-C amid one may have to wait for the next, by default 120 s."""
 
 
 class Commands(LightningCLI):
@@ -155,7 +157,7 @@ def trainer_defaults() -> dict[str, Any]:
     """Trainer options of every command: one device, a log folder under `RUNS`, checkpoints without code in them."""
     logger = {
         "class_path": f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}",
-        "init_args": {"save_dir": RUNS, "name": None, "default_hp_metric": False},
+        "init_args": {"save_dir": RUNS, "name": None, "default_hp_metric": False, "flush_secs": FLUSH_SECONDS},
     }
     return {
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",

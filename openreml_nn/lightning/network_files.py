@@ -8,7 +8,7 @@ import pandas as pd
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from openreml_nn.lightning.callbacks import log_folder, write_predictions
+from openreml_nn.lightning.callbacks import log_folder, stops_fit, write_predictions
 from openreml_nn.lightning.network_batches import joined
 from openreml_nn.lightning.network_data import NetworkDataModule
 from openreml_nn.lightning.regressor import MixedModelRegressor
@@ -46,7 +46,7 @@ class RefitFiles(Callback):
             write_refit(module, folder, self.verbose)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self.verbose:
+        if self.verbose and stops_fit(exception, trainer):
             last = getattr(trainer.checkpoint_callback, "last_model_path", "")
             hint = f" Go on from {last} by --ckpt_path, or predict from it after `network refit`." if last else ""
             print(f"\nInterrupted in epoch {trainer.current_epoch + 1}, without a refit.{hint}")

@@ -1,6 +1,7 @@
 """`openreml-nn network`: a network with random effects from a YAML file, its checkpoint, predictions and mistakes."""
 
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -158,6 +159,28 @@ def test_mistakes(more, code, said, capsys):
     assert end.value.code == code
     (line,) = [line for line in told.splitlines() if line.startswith("openreml-nn: error: ")]
     assert said in line
+
+
+def test_sigterm(capsys, monkeypatch):
+    def terminate(module, end=MixedModelRegressor.on_train_epoch_end):
+        end(module)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MixedModelRegressor, "on_train_epoch_end", terminate)
+    with pytest.raises(SystemExit) as end:
+        network("fit", "--trainer.max_epochs", "3")
+    shown = capsys.readouterr().out
+    assert end.value.code == 143
+    last = re.search(r"Interrupted in epoch \d, without a refit. Go on from (\S+) by --ckpt_path", shown)
+    assert Path(last[1]).exists()
+
+
+def test_the_log_is_written_often():
+    """Ctrl-C amid a message to TensorBoard's thread waits until the thread looks again."""
+    network("fit", "--trainer.max_epochs", "1")
+    config = yaml.safe_load(Path("runs", "regressor", "version_0", "config.yaml").read_text())
+    logger = config["trainer"]["logger"]
+    assert (logger["init_args"] | logger.get("dict_kwargs", {}))["flush_secs"] == 2
 
 
 def test_predictions_need_a_checkpoint(capsys):
