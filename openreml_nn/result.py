@@ -1,7 +1,7 @@
 """What a fit gives: estimates with their standard errors, predictions, and how the fit ended."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from torch import Tensor
 from openreml_nn import likelihood
 from openreml_nn.covariance import Matrix
 from openreml_nn.natural_scale import natural_covariance, natural_scale
+from openreml_nn.new_rows import NewDesign, warn_of_new_levels
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
 from openreml_nn.optim.host import to_host
@@ -197,23 +198,39 @@ class FitResult:
         return torch.stack(rest).sum(0) if rest else self.theta.new_zeros(self.evaluation.problem.n_here)
 
     def predict(
-        self, X: Tensor, Z: dict[str, Matrix] | None = None, unseen: dict[str, Matrix] | None = None
+        self,
+        X: Tensor | NewDesign,
+        Z: Mapping[str, Matrix] | None = None,
+        unseen: Mapping[str, Matrix] | None = None,
     ) -> pd.DataFrame:
-        """Predictions for new rows: prediction, std_error (of Xβ + Zu, without the residual).
+        """Predictions for new rows: prediction, std_error.
+
+        The standard error is that of Xβ + Zu, without the residual; the ``sd`` beside the predictions of a network is
+        that of a new observation, with it.
 
         Args:
-            X: Design of the new rows with all columns of the fitted X, shape (m, number of columns).
-            Z: Design of the new rows for each random term by name; a row of zeros for a new level. Designs that are
-                not where the fit is are copied there.
+            X: New rows as `openreml_nn.data.MixedModel.design` gives them, with their Z and unseen; or their design
+                alone, with all columns of the fitted X, shape (m, number of columns).
+            Z: Design of the new rows for each random term by name; a row of zeros for a new level, and a term that is
+                left out adds nothing. Designs that are not where the fit is are copied there.
             unseen: The other way round: new levels at a level of the fit that has their variance, rows of zeros for
-                levels of the fit. Without it a new level adds nothing to the standard error.
+                levels of the fit. Without it a new level adds nothing to the standard error, which is warned of.
+
+        Raises:
+            TypeError: Z or unseen is given beside new rows that have their own.
         """
+        if not isinstance(X, Tensor):
+            if Z is not None or unseen is not None:
+                raise TypeError("`predict` takes new rows as a whole, `predict(new)`, or X, Z and unseen; not both.")
+            Z, unseen, X = X.Z, X.unseen, X.X
         kept = self.evaluation.problem.fixed.kept
         Z, unseen = self._designs(Z), self._designs(unseen)
+        bare = {name: design for name, design in Z.items() if name not in unseen}
+        warn_of_new_levels(bare, self.evaluation.problem.ranks)
         mean, variance = to_host(*likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z, unseen))
         return pd.DataFrame({"prediction": mean, "std_error": np.sqrt(variance.clip(min=0))})
 
-    def _designs(self, given: dict[str, Matrix] | None) -> dict[str, Matrix]:
+    def _designs(self, given: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
         """Designs where the fit is."""
         device = self.theta.device
         return {name: Z if Z.theta.device == device else deepcopy(Z).to(device) for name, Z in (given or {}).items()}

@@ -26,7 +26,7 @@ LAYERS = (
     ("optim",),
     ("metrics",),
     ("data",),
-    ("summary", "natural_scale", "term_tables"),
+    ("summary", "natural_scale", "new_rows", "term_tables"),
     ("result",),
     ("report", "figures", "fit"),
     ("nn",),

@@ -98,7 +98,8 @@ def test_fixed_effects_table(slopes: FitResult) -> None:
 def test_predictions(alpha: FitResult) -> None:
     X = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
     gen = DummyMatrix(["G01", "G24", "none"], levels=alpha.blup("gen")["level"], unknown="zero")
-    table = alpha.predict(X, {"gen": gen})
+    with pytest.warns(UserWarning, match=r"the term 'gen' \(1 of 3\) and no `unseen`"):
+        table = alpha.predict(X, {"gen": gen})
     blup = alpha.blup("gen").set_index("level")["blup"]
     expected = X.double() @ alpha.beta + torch.tensor([blup["G01"], blup["G24"], 0.0])
     np.testing.assert_allclose(table["prediction"], expected)
@@ -107,6 +108,21 @@ def test_predictions(alpha: FitResult) -> None:
     np.testing.assert_allclose(plain["prediction"], X.double() @ alpha.beta)
     np.testing.assert_allclose(plain["std_error"], ((X.double() @ alpha.beta_cov) * X).sum(1).sqrt())
     assert plain["std_error"][2] == pytest.approx(table["std_error"][2])
+
+
+def test_new_rows_as_a_whole(alpha: FitResult) -> None:
+    """An unknown level has the variance of its term; a level of the fit, what `likelihood.predict` gives."""
+    model = MixedModel("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
+    table = pd.DataFrame({"rep": ["R1", "R1"], "block": ["B1", "B9"], "gen": ["G01", "G99"]})
+    new = model.design(table)
+    predicted = alpha.predict(new)
+    pd.testing.assert_frame_equal(predicted, alpha.predict(new.X, new.Z, new.unseen))
+    plain = alpha.predict(new.X)
+    assert predicted["prediction"][1] == pytest.approx(plain["prediction"][1])
+    new_levels = alpha.variance["estimate"][:2].sum()
+    assert predicted["std_error"][1] ** 2 == pytest.approx(plain["std_error"][1] ** 2 + new_levels)
+    with pytest.raises(TypeError, match="predict\\(new\\)"):
+        alpha.predict(new, new.Z)
 
 
 def test_predictions_with_aliased_columns() -> None:

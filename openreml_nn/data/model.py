@@ -27,7 +27,7 @@ from openreml_nn.solvers.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class NewRows:
-    """Designs of new rows.
+    """Designs of new rows, which `openreml_nn.FitResult.predict` takes as a whole.
 
     Attributes:
         X: Design of the fixed effects, shape (m, p).

@@ -12,7 +12,7 @@ from openreml_nn.result import FitResult
 
 def predictions(result: FitResult, batch: NewRowsBatch) -> pd.DataFrame:
     """The table of the new rows with ``new_levels``, ``prediction`` and ``std_error`` of Xβ + Zu."""
-    predicted = result.predict(batch.X, batch.Z, batch.unseen)
+    predicted = result.predict(batch)
     return pd.concat([batch.table, predicted.set_axis(batch.table.index)], axis=1)
 
 
@@ -23,7 +23,7 @@ def errors(result: FitResult, batch: NewRowsBatch, y: Tensor) -> dict[str, Tenso
         ``val/rmse``, and ``val/nlpd``, the mean negative log density, where the residual variance of a new row is known
         because it is the same in all rows of the fit.
     """
-    predicted = torch.tensor(result.predict(batch.X, batch.Z, batch.unseen).to_numpy()).to(y)
+    predicted = torch.tensor(result.predict(batch).to_numpy()).to(y)
     mean, variance, residual = predicted[:, 0], predicted[:, 1].square(), result.variance_beside(batch.Z)
     values = {"val/rmse": mean_squared_error(mean, y, squared=False)}
     most, minus_least = batch.fitted.ranks.largest(torch.stack([residual.max(), -residual.min()]))
