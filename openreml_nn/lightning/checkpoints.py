@@ -8,7 +8,7 @@ of a small fit: a checkpoint outlives its process, and a machine that loses powe
 
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,33 @@ class SafeCheckpointIO(TorchCheckpointIO):
         except (RuntimeError, EOFError, KeyError) as error:
             said = str(error).partition(". ")[0]
             raise ValueError(f"The file {path} is no checkpoint, or a damaged one: {said}.") from error
+
+
+MIXED_MODEL, NETWORK = "objective.", "head."  # what names of parameters begin with, of a `REMLModule` and of a network
+KINDS = {
+    MIXED_MODEL: ("a mixed model", "`openreml-nn fit|validate|predict`"),
+    NETWORK: ("a network with random effects", "`openreml-nn network fit|validate|predict|refit`"),
+}
+
+
+def require_kind(checkpoint: Mapping[str, Any], wanted: str, path: str | Path) -> None:
+    """Refuse a checkpoint of another kind of model.
+
+    Args:
+        checkpoint: Its content.
+        wanted: The kind, `MIXED_MODEL` or `NETWORK`.
+        path: The file.
+
+    Raises:
+        ValueError: It is of another kind.
+    """
+    names = checkpoint.get("state_dict", {})
+    found = [kind for kind in KINDS if any(name.startswith(kind) for name in names)]
+    if wanted in found:
+        return
+    said = [f"{KINDS[kind][0]}, which {KINDS[kind][1]} take" for kind in found] or ["something else"]
+    kind, commands = KINDS[wanted]
+    raise ValueError(f"The checkpoint {path} is of {said[0]}. This is one of {commands}, for that of {kind}.")
 
 
 def run_folder(checkpoint: str | Path) -> str:

@@ -12,7 +12,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from openreml_nn.lightning.callbacks import ConvergenceCallback, PredictionFiles, ResultFiles
-from openreml_nn.lightning.checkpoints import RandomState, SafeCheckpointIO, run_folder
+from openreml_nn.lightning.checkpoints import (
+    MIXED_MODEL,
+    NETWORK,
+    RandomState,
+    SafeCheckpointIO,
+    require_kind,
+    run_folder,
+)
 from openreml_nn.lightning.data import MixedModelDataModule
 from openreml_nn.lightning.module import REMLModule
 from openreml_nn.lightning.monitor import TensorBoardMonitor
@@ -34,6 +41,7 @@ class Commands(LightningCLI):
     MODULE: ClassVar[type[L.LightningModule]]
     DATA: ClassVar[type[L.LightningDataModule]]
     CALLBACKS: ClassVar[Mapping[str, type[Callback]]]
+    KIND: ClassVar[str]
 
     @classmethod
     def parts(cls) -> dict[str, type]:
@@ -55,9 +63,13 @@ class Commands(LightningCLI):
         self._checkpoint()
 
     def _checkpoint(self) -> dict[str, Any]:
-        """The checkpoint of a command, empty where there is none; one that is damaged or holds code is refused."""
+        """The checkpoint of a command, empty where there is none; a damaged one or one of another kind is refused."""
         path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        return SafeCheckpointIO().load_checkpoint(path) if path and Path(path).is_file() else {}
+        if not path or not Path(path).is_file():
+            return {}
+        checkpoint = SafeCheckpointIO().load_checkpoint(path)
+        require_kind(checkpoint, self.KIND, path)
+        return checkpoint
 
     def before_instantiate_classes(self) -> None:
         """Name the log folder after the configuration file; other commands make none, and write beside the fit."""
@@ -84,7 +96,7 @@ class REMLCLI(Commands):
         options: Those of ``LightningCLI``.
     """
 
-    MODULE, DATA = REMLModule, MixedModelDataModule
+    MODULE, DATA, KIND = REMLModule, MixedModelDataModule, MIXED_MODEL
     CALLBACKS: ClassVar[Mapping[str, type[Callback]]] = {
         "convergence": ConvergenceCallback,
         "results": ResultFiles,
@@ -128,7 +140,7 @@ class NetworkCLI(Commands):
         options: Those of ``LightningCLI``.
     """
 
-    MODULE, DATA = MixedModelRegressor, NetworkDataModule
+    MODULE, DATA, KIND = MixedModelRegressor, NetworkDataModule, NETWORK
     CALLBACKS: ClassVar[Mapping[str, type[Callback]]] = {
         "results": RefitFiles,
         "predictions": RowPredictionFiles,

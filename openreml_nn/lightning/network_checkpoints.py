@@ -1,8 +1,13 @@
 """Checkpoints of a network's training: what it goes on from, and files of the last step as the model is after it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 TRAINED = "thetas_of_the_training"
 """Key of the thetas of before the refit, in the order of ``MixedModelHead.thetas``."""
@@ -21,6 +26,27 @@ def write_last_step_again(trainer: L.Trainer, refit: bool) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             _write_again(trainer, callback, refit)
+
+
+def what_differs(saved: Mapping[str, Any], own: Mapping[str, Any], most: int = 4) -> str:
+    """In what a checkpoint of another network differs from a model.
+
+    Args:
+        saved: State of the checkpoint.
+        own: That of the model.
+        most: Number of differences to name.
+    """
+    there, here = _shapes(saved), _shapes(own)
+    names = [name for name in {**here, **there} if there.get(name, "none") != here.get(name, "none")]
+    said = [f"{name} is {there.get(name, 'none')} there and {here.get(name, 'none')} here" for name in names[:most]]
+    more = [f"{len(names) - most} more differ"] if len(names) > most else []
+    return "; ".join(said + more)
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
+    """Sizes of the tensors by name, those aside that take them from the first batch."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    return {name: " x ".join(map(str, value.shape)) or "a number" for name, value in tensors.items()}
 
 
 def _write_again(trainer: L.Trainer, callback: ModelCheckpoint, refit: bool) -> None:

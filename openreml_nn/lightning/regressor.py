@@ -1,6 +1,6 @@
 """A network with a `MixedModelHead` as a LightningModule: a shell around both, without mathematics."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from openreml_nn.lightning.network_batches import form_of, joined, leaves, parts_of, rows_once, same_levels
-from openreml_nn.lightning.network_checkpoints import TRAINED, write_last_step_again
+from openreml_nn.lightning.network_checkpoints import TRAINED, what_differs, write_last_step_again
 from openreml_nn.lightning.network_checks import check_before_training
 from openreml_nn.lightning.network_scores import VAL_MSE, scores
 from openreml_nn.nn import MixedModelHead, Rows, in_chunks
@@ -209,6 +209,14 @@ class MixedModelRegressor(L.LightningModule):
         """Beside a refit a checkpoint holds the thetas of the training, from which it goes on."""
         if self._trained is not None:
             checkpoint[TRAINED] = self._trained
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the state of a checkpoint; a ValueError says in which sizes that of another model differs."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            said = what_differs(state_dict, self.state_dict()) or str(error)
+            raise ValueError(f"The checkpoint is of another model: {said}. Give the model of its training.") from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._trained = checkpoint.get(TRAINED)

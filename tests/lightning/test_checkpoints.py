@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from openreml_nn.lightning import ConvergenceCallback, RandomState, REMLModule, ResultFiles, SafeCheckpointIO
+from openreml_nn.lightning.checkpoints import MIXED_MODEL, NETWORK, require_kind
 
 PLAIN = {"a": torch.arange(3), "b": "text"}
 
@@ -153,3 +154,11 @@ def test_interrupt_leaves_a_checkpoint_and_the_summary(data, trainer, tmp_path, 
     trainer().fit(whole, data())
     assert torch.equal(rest.covariance.theta, whole.covariance.theta)
     assert rest.history == whole.history
+
+
+def test_kinds_of_checkpoints():
+    require_kind({"state_dict": {"objective.V.raw.sigma^2": 0}}, MIXED_MODEL, "last.ckpt")
+    with pytest.raises(ValueError, match=r"last.ckpt is of a network with random effects, which `openreml-nn network "):
+        require_kind({"state_dict": {"network.weight": 0, "head.offset": 0}}, MIXED_MODEL, "last.ckpt")
+    with pytest.raises(ValueError, match=r"is of something else. This is one of .*, for that of a network with random"):
+        require_kind({"state_dict": {}}, NETWORK, "last.ckpt")

@@ -161,6 +161,31 @@ def test_mistakes(more, code, said, capsys):
     assert said in line
 
 
+def test_checkpoints_of_other_models(capsys):
+    def said(*args):
+        with pytest.raises(SystemExit) as end:
+            main(args)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        return end.value.code, line
+
+    mixed = str(Path(CONFIG).with_name("john_alpha.yaml"))
+    main(["fit", "--config", mixed, "--monitor.figures", "false"])
+    network("fit", "--trainer.max_epochs", "1")
+    fitted, trained = (
+        str(Path("runs", name, "version_0/checkpoints/last.ckpt")) for name in ("john_alpha", "regressor")
+    )
+    for command in ("fit", "predict", "refit"):
+        code, told = said("network", command, "--config", CONFIG, "--ckpt_path", fitted)
+        assert (code, "is of a mixed model, which `openreml-nn fit|validate|predict` take" in told) == (1, True)
+    for command in ("fit", "predict"):
+        code, told = said(command, "--config", mixed, "--ckpt_path", trained)
+        assert (code, "is of a network with random effects, which `openreml-nn network" in told) == (1, True)
+    for command in ("fit", "refit"):
+        args = ["--config", CONFIG, "--ckpt_path", trained, "--model.network.hidden", "[32]"]
+        code, told = said("network", command, *args)
+        assert (code, "another model: network.0.weight is 16 x 4 there and 32 x 4 here" in told) == (1, True)
+
+
 def test_sigterm(capsys, monkeypatch):
     def terminate(module, end=MixedModelRegressor.on_train_epoch_end):
         end(module)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from openreml_nn.lightning import MixedModelRegressor, RandomState
+from openreml_nn.lightning.network_checkpoints import what_differs
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
 
 pytestmark = pytest.mark.filterwarnings(
@@ -89,3 +90,19 @@ def test_a_finished_training_predicts_by_its_refit(trainer, tmp_path):
         again, loader(rows(), False)
     )  # a training of its own: from what it was given
     assert again.head.variance() == module.head.variance()
+
+
+def test_what_differs_from_a_network_of_other_sizes():
+    saved, own = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1)), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    told = what_differs(saved.state_dict(), own.state_dict(), most=2)
+    assert told == "0.weight is 5 x 3 there and 4 x 3 here; 0.bias is 5 there and 4 here; 1 more differ"
+    told = what_differs(saved.state_dict(), nn.Sequential(nn.Linear(3, 5)).state_dict())
+    assert told == "1.weight is 1 x 5 there and none here; 1.bias is 1 there and none here"
+    assert what_differs({"a": torch.tensor(1.0)}, {"a": nn.LazyLinear(2).weight}) == "a is a number there and none here"
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    module = MixedModelRegressor(nn.Linear(3, 1), MixedModelHead({"site": Effects(4)}))
+    other = MixedModelRegressor(nn.Linear(2, 1), MixedModelHead({"site": Effects(4)}))
+    with pytest.raises(ValueError, match=r"of another model: network.weight is 1 x 2 there and 1 x 3 here. Give"):
+        module.load_state_dict(other.state_dict())
