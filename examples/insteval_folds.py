@@ -54,7 +54,7 @@ class Ratings(L.LightningModule):
             nn.Linear(x.shape[1], 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)
         )
         nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, y.mean().item())
+        nn.init.zeros_(self.linear.bias)
         self.head = MixedModelHead({name: Effects(q) for name, q in sizes.items()}, mode="exact")
         self.head.start(y, levels)
         self.rows = self.head.rows(levels)

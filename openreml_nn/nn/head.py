@@ -45,9 +45,12 @@ class MixedModelHead(MarginalLikelihood):
     about (p + 1) / m. But the features are trained for coefficients that change from batch to batch. Take batches of
     m ≫ p rows; m must be above p + 1. All rows at once, ``head(phi, y, head.rows(groups))``, have one set of them.
 
-    A network finds the mean of y by the bias of its last layer, and until it has, the random effects stand in for it.
-    ``offset``, which f has added to it, takes this from the network: set it to the mean of y before the training, as
-    `MixedModelRegressor` does. With features the intercept is estimated, and the offset does not count.
+    Before a training call ``start`` with all of its rows, as `MixedModelRegressor` does. Thetas are logarithms of
+    standard deviations or of their like, and an optimizer moves them by about its learning rate a step: from variances
+    of 1 it comes to those of a y with a variance of 400 late, or never. The mean of y a network finds by the bias of
+    its last layer, and until it has, the random effects stand in for it. ``offset``, which f has added to it, takes
+    this from the network: ``start`` sets it to the mean of y. With features the intercept is estimated, and the offset
+    does not count.
 
     Args:
         effects: Random effects by name, one entry for each factor; `Effects` says how to write which.
@@ -61,7 +64,8 @@ class MixedModelHead(MarginalLikelihood):
     Attributes:
         effects: The random effects by name.
         residual: σ², a `ScalarMatrix`.
-        offset: A number that is added to f, a buffer of shape (); 0 unless it was set: ``head.offset = y.mean()``.
+        offset: A number that is added to f, a buffer of shape (); 0 unless it was set, by ``start`` or as in
+            ``head.offset = y.mean()``.
         posterior: The random effects given the training rows, after `condition` or `refit`; None before.
 
     Raises:
@@ -69,8 +73,9 @@ class MixedModelHead(MarginalLikelihood):
         ValueError: No effects, a name is taken, or an option that does not exist.
 
     Warns:
-        UserWarning: In the first batch of a training y is far from what the network gives: set the offset. Or its first
-            two batches have rows of the same levels: give batches of whole clusters.
+        UserWarning: In the first batch of a training y is far from what the network gives, or varies more than ten
+            times as much as the variance parameters say, or less than a tenth: call ``start``. Or its first two batches
+            have rows of the same levels: give batches of whole clusters.
 
     Example:
         >>> import torch
@@ -108,13 +113,16 @@ class MixedModelHead(MarginalLikelihood):
             MemoryError: There are too many effects for their covariance.
         """
         r, X = self._all_rows(output, y)
-        V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
-        self.posterior = self._given(V, r, X, variances)
+        self.posterior = self._given(self._covariance_of(groups), r, X, variances)
 
     def predict(
         self, output: Tensor, groups: Groups, of: str = "observation", variances: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of new rows.
+
+        The random effects are those that ``condition`` or ``refit`` found beside what the network gave then. A head
+        does not see the weights of the network: where these have changed since, the effects belong to the former f and
+        the predictions are wrong, without an error. Call ``condition`` again after each change of the network.
 
         A level of the training rows adds its predicted effects to f; a level of G without rows is predicted from the
         levels that it is correlated with; a level outside the vocabulary (code −1) adds nothing to the mean and its
@@ -192,7 +200,7 @@ class MixedModelHead(MarginalLikelihood):
             are its estimates afterwards.
         """
         r, X = self._all_rows(output, y)
-        V = groups.V if isinstance(groups, Rows) else self.covariance(groups)
+        V = self._covariance_of(groups)
         solver = groups.choice.solver if isinstance(groups, Rows) else self.solver
         names = ["Intercept", *(f"phi{i}" for i in range(X.shape[1] - 1))][: X.shape[1]]
         given = {"start": "current", "solver": solver, "method": self.method, "x_names": names} | options

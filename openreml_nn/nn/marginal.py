@@ -126,8 +126,12 @@ class MarginalLikelihood(KeepsDtype):
         """What is worth a warning in the first batches of a training."""
         whole = isinstance(groups, Rows) or self.mode == "exact"
         terms = [] if whole else self.factors.terms(groups, len(y))  # type: ignore[arg-type]
-        r = None if self.mode == "features" else self.left_over(output, y)[0]
-        self._first.look(r, y.reshape(-1), dict(zip(self.effects, terms, strict=False)))
+        with torch.no_grad():
+            r, X = self.left_over(output, y)
+            left = prepare_fixed_effects(r, X).e if X.shape[1] else r
+            V = self._covariance_of(groups)
+            variance = float(V.mean_diagonal(V.theta)) if any(p.requires_grad for p in self.thetas) else None
+        self._first.look(left, y.reshape(-1), dict(zip(self.effects, terms, strict=False)), variance)
 
     def _loss(self, output: Tensor, y: Tensor, groups: Groups | Rows) -> Tensor:
         restricted, m = self.method == "REML", len(output)
@@ -161,20 +165,32 @@ class MarginalLikelihood(KeepsDtype):
             }
             return Sum(parts | {RESIDUAL: scalar_like(self.residual, len(terms[0].codes))})
 
+    def _covariance_of(self, groups: Groups | Rows) -> Matrix:
+        """V over rows, which `Rows` have made already."""
+        return groups.V if isinstance(groups, Rows) else self.covariance(groups)
+
     def rows(self, groups: Groups) -> Rows:
         """What the exact likelihood needs of the levels of all rows, made once: give it as ``groups`` at each step."""
         return Rows(self.covariance(groups), self.solver)
 
-    def start(self, y: Tensor, groups: Groups) -> None:
-        """Set the thetas so that each term has an equal share of the variance of y; fixed thetas stay.
+    def start(self, y: Tensor, groups: Groups | Rows) -> None:
+        """Set what a training starts from by the data: each term has an equal share of the variance of y.
+
+        Fixed thetas stay. An offset of 0 becomes the mean of y; with features, where it does not count, it stays too.
 
         Args:
-            y: Response of all rows, or of many, shape (n,) or (n, 1).
+            y: Response of all rows, or of many, shape (n,) or (n, 1); y − f where the network is trained already.
             groups: Their levels.
+
+        Raises:
+            TypeError: y is no tensor.
+            ValueError: Shapes or codes do not fit, y has missing or infinite values, or is constant.
         """
         require_pair(y, y)
-        V = self.covariance(groups)
-        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y.reshape(-1)))))
+        y, V = y.detach().reshape(-1).to(torch.float64), self._covariance_of(groups)
+        V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y))))
+        if self.mode != "features" and not self.offset:
+            self.offset = y.mean()
 
     # ---- what the network gives --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openreml_nn.nn import ClusterBatchSampler, Effects, MixedModelHead
-from openreml_nn.nn.first_batches import warn_of_mean
+from openreml_nn.nn.first_batches import warn_of_mean, warn_of_variance
 
 
 def test_a_mean_far_from_zero():
@@ -15,8 +15,33 @@ def test_a_mean_far_from_zero():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warn_of_mean(r, y[: len(r)])
-    with pytest.warns(UserWarning, match=r"with y \+10 away .* 16.1 standard deviations of y.* `head.offset = y.mean"):
+    with pytest.warns(
+        UserWarning,
+        match=r"with y \+10 away .* 16.1 standard deviations of y.* `head.start.y, groups.`.* `head.offset = y.mean",
+    ):
         warn_of_mean(y + 10.0, y + 10.0)
+
+
+@pytest.mark.parametrize(
+    ("r", "y", "enough", "said"),
+    [(4.0, 4.0, True, "16"), (0.2, 0.2, True, "0.04"), (3.0, 3.0, True, None), (0.4, 0.4, True, None),
+     (0.2, 0.2, False, None), (4.0, 4.0, False, "16"), (1.0, 4.0, True, None), (4.0, 1.0, True, None),
+     (0.2, 1.0, True, None), (0.0, 0.0, True, None)],
+)  # fmt: skip
+def test_a_variance_far_from_that_of_the_parameters(r, y, enough, said):
+    """Both y and what the network leaves of it must be far, on the same side; a small one needs levels enough."""
+    unit = torch.randn(40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    unit = unit / unit.std()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warn_of_variance(r * unit, y * unit + 5.0, 1.0, enough)
+        warn_of_variance(r * unit[:9], y * unit[:9], 1.0, enough)  # too few rows
+    assert len(found) == (said is not None)
+    if said:
+        assert f"has a variance of {said}, and random effects and residual have one of 1 together" in str(
+            found[0].message
+        )
+        assert "Before the training call `head.start(y, groups)`" in str(found[0].message)
 
 
 CODES = {"a": torch.arange(60) % 6, "b": torch.arange(60) // 10}

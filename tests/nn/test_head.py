@@ -43,7 +43,7 @@ def moved(given, device):
 def test_everything_happens_on_the_device_of_the_data(make, mode, another_device):
     for name in ("intercepts", "slopes, crossed, kernel"):
         case, head = make(name), make(name).head(mode=mode)
-        output = torch.randn(len(case.y), 2 if mode == "features" else 1)
+        case.y, output = 2.0 * case.y, torch.randn(len(case.y), 2 if mode == "features" else 1)
         expected = head(output, case.y, case.groups).item()
         with another_device() as device:
             head.to(device)

@@ -105,7 +105,7 @@ def test_y_far_from_zero_is_said_once(make, name, mode):
     with torch.no_grad():
         head(case.f, y, case.groups)  # not in training
     groups = head.rows(case.groups) if mode == "exact" else case.groups
-    with pytest.warns(UserWarning, match=r"y \+(39|4\d)\S* away from what the network gives.*head.offset = y.mean"):
+    with pytest.warns(UserWarning, match=r"y \+(39|4\d)\S* away from what the network gives.*head.start\(y, groups\)"):
         head(case.f, y, groups)
     head(case.f, y, groups)
     other.offset = y.mean()
@@ -128,6 +128,57 @@ def test_start_shares_the_variance(make):
         head = case.head()
         head.start(y, groups)
         assert list(head.variance().values()) == pytest.approx([y.var().item() / 3] * 3)
+
+
+@pytest.mark.parametrize("mode", ["batch", "exact", "features"])
+def test_start_sets_the_offset_unless_there_is_one(make, mode):
+    case = make("crossed")
+    head, y = case.head(mode=mode), case.y.float()[:, None] + 40.0
+    groups = head.rows(case.groups) if mode == "exact" else case.groups
+    head.start(y, groups)
+    assert head.offset.item() == (0.0 if mode == "features" else pytest.approx(y.double().mean().item(), rel=1e-12))
+    assert list(head.variance().values()) == pytest.approx([y.double().var().item() / 3] * 3)
+    head.offset = -1.0
+    head.start(2.0 * y, groups)
+    assert head.offset.item() == -1.0
+    with pytest.raises(ValueError, match="missing or infinite"):
+        head.start(y * torch.nan, groups)
+    with pytest.raises(TypeError, match="needs y as a tensor"):
+        head.start(y.numpy(), groups)
+
+
+@pytest.mark.parametrize("mode", ["batch", "exact", "features"])
+@pytest.mark.parametrize("name", ["intercepts", "slopes", "crossed", "kernel"])
+def test_variances_far_from_those_of_y_are_said_once(make, name, mode):
+    case = make(name)
+    output = torch.randn(len(case.y), 2) if mode == "features" else torch.zeros(len(case.y))
+    for scale in (20.0, 0.02):
+        head, y = case.head(mode=mode), scale * case.y
+        with torch.no_grad():
+            head(output, y, case.groups)  # not in training
+        with pytest.warns(UserWarning, match=r"random effects and residual have one of .*`head.start\(y, groups\)`"):
+            head(output, y, case.groups)
+        head(output, y, case.groups)
+        head = case.head(mode=mode)
+        head.requires_grad_(False)
+        head(output.clone().requires_grad_(), y, case.groups)  # these variances are known
+        head.requires_grad_(True)
+        head.start(y, case.groups)
+        head(output, y, case.groups)
+
+
+def test_the_variance_that_is_compared_is_that_of_a_row(make):
+    """In the mean of the rows, by each way that a batch can take."""
+    seen = []
+    for name in ("slopes", "kernel", "slopes, crossed, kernel"):
+        case = make(name)
+        for mode in ("batch", "exact"):
+            head = case.head(mode=mode)
+            head._first.look = lambda r, y, terms, variance: seen.append(variance)
+            head(case.f, case.y, case.groups)
+            head(case.f, case.y, head.rows(case.groups))
+        expected = head.covariance(case.groups)().diagonal().mean().item()
+        assert seen[-4:] == pytest.approx([expected] * 4, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
