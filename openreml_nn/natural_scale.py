@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openreml_nn.covariance import Matrix
+from openreml_nn.covariance import Matrix, UnstructuredMatrix
 from openreml_nn.optim.host import to_host
 
 
@@ -26,9 +26,7 @@ def natural_scale(
         (estimates, standard errors, which thetas each depends on); shapes (m,), (m,), (m, k). Estimates are at the
         boundary where a theta is held there; the standard error is NaN where no estimated theta is involved.
     """
-    on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
-    limit = torch.where(on == 0, theta, on * math.inf)
-    estimate, J = _natural_and_jacobian(V, theta, limit)
+    estimate, J = _natural_and_jacobian(V, theta, _limit(theta, held))
     variance = np.clip(_by_delta_method(J, theta_cov).diagonal(), 0.0, None)
     return estimate, np.sqrt(variance), J != 0
 
@@ -40,6 +38,28 @@ def natural_covariance(V: Matrix, theta: Tensor, theta_cov: np.ndarray) -> np.nd
         Shape (m, m); NaN in rows and columns of parameters in which no estimated theta is involved.
     """
     return _by_delta_method(_natural_and_jacobian(V, theta, theta)[1], theta_cov)
+
+
+def correlations(V: Matrix, theta: Tensor, held: Sequence[int]) -> np.ndarray:
+    """The correlation beside each covariance of an unstructured matrix; arguments as in `natural_scale`.
+
+    Returns:
+        Shape (m,); NaN for every other natural parameter, and beside a variance of zero.
+    """
+    limit, found = _limit(theta, held), []
+    for _, leaf, index in V.leaves():
+        values = limit.new_full((len(leaf.natural_names),), math.nan)
+        if isinstance(leaf, UnstructuredMatrix):
+            rows, columns = torch.tril_indices(*leaf.shape, device=limit.device)
+            values = torch.where(rows == columns, values, leaf.correlation(limit[index])[rows, columns])
+        found.append(values)
+    return to_host(torch.cat(found))[0]
+
+
+def _limit(theta: Tensor, held: Sequence[int]) -> Tensor:
+    """θ with infinity where a parameter is held at a boundary."""
+    on = torch.tensor(list(held), dtype=theta.dtype, device=theta.device)
+    return torch.where(on == 0, theta, on * math.inf)
 
 
 def _by_delta_method(J: np.ndarray, theta_cov: np.ndarray) -> np.ndarray:

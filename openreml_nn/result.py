@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openreml_nn import likelihood
 from openreml_nn.covariance import Matrix
-from openreml_nn.natural_scale import natural_covariance, natural_scale
+from openreml_nn.natural_scale import correlations, natural_covariance, natural_scale
 from openreml_nn.new_rows import NewDesign, warn_of_new_levels
 from openreml_nn.objectives import Objective
 from openreml_nn.optim import Progress
@@ -145,8 +145,9 @@ class FitResult:
 
         The share is that of the term in the average variance of an observation, in the term's first row; a term whose
         parameters are all those of another one counts to that. Standard errors are by the delta method from the
-        average information, with thetas on a boundary taken as known; there is none where all thetas of a parameter
-        are on a boundary or fixed.
+        average information, with thetas on a boundary taken as known. A parameter is on a boundary, and has none, where
+        all its thetas are on one or fixed; where only some are, as in a covariance that is singular by a correlation
+        of ±1, ``reason`` and the correlations of the summary tell it.
         """
         V, theta = self.V, self.theta
         estimate, se, own = natural_scale(V, theta, self.theta_cov, self.held)
@@ -159,7 +160,7 @@ class FitResult:
                 "estimate": estimate,
                 "std_error": se,
                 "share": self._by_term.shares(),
-                "boundary": (own & at).any(axis=1),
+                "boundary": (own & at).any(axis=1) & np.isnan(se),
                 "fixed": own[:, fixed].any(axis=1) & ~own[:, ~fixed].any(axis=1),
             }
         )
@@ -256,7 +257,7 @@ class FitResult:
             *(held if self.given else []),
             "",
             "Variance parameters",
-            variance_text(self.variance),
+            variance_text(self.variance, correlations(self.V, self.theta, self.held)),
             "",
             "Fixed effects",
             aligned_text(self.fixed_effects.rename(columns={"std_error": "std. error"})) if self.p else "  none",

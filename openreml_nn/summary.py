@@ -2,13 +2,21 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 
-def variance_text(variance: pd.DataFrame) -> str:
-    """The table of variance parameters, shares in percent, with a note where one is fixed or on a boundary."""
+def variance_text(variance: pd.DataFrame, correlations: np.ndarray) -> str:
+    """The table of variance parameters, shares in percent, with a note where one is fixed or on a boundary.
+
+    Args:
+        variance: The table, as `FitResult.variance` gives it.
+        correlations: The correlation beside each covariance, NaN beside every other parameter, shape (m,).
+    """
     table = variance.rename(columns={"std_error": "std. error"}).drop(columns=["boundary", "fixed"])
     table["share"] = [f"{100 * share:.1f} %" if math.isfinite(share) else "" for share in table["share"]]
+    if np.isfinite(correlations).any():
+        table["correlation"] = [f"{r:.3f}" if math.isfinite(r) else "" for r in correlations]
     table["note"] = [
         "boundary" if boundary else "fixed" if fixed else ""
         for boundary, fixed in zip(variance["boundary"], variance["fixed"], strict=True)

@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from openreml_nn import FitResult, fit
-from openreml_nn.covariance import AR1Matrix
+from openreml_nn.covariance import (
+    AR1Matrix,
+    CovariancePropagation,
+    DummyMatrix,
+    ScalarMatrix,
+    Sum,
+    UnstructuredMatrix,
+)
 from openreml_nn.data import MixedModel, Term
+from openreml_nn.natural_scale import correlations
 
 
 def fitted(table: str, fixed: str, **terms: object) -> FitResult:
@@ -71,3 +79,13 @@ def test_covariance_on_the_natural_scale(slopes: FitResult) -> None:
     np.testing.assert_allclose(np.sqrt(C.diagonal()), slopes.variance["std_error"], rtol=1e-12)
     J = torch.func.jacfwd(slopes.V.natural)(slopes.theta).numpy()
     np.testing.assert_allclose(C, J @ slopes.theta_cov @ J.T, rtol=1e-9)
+
+
+def test_correlations_of_an_unstructured_matrix() -> None:
+    """Beside covariances only; where a parameter is held, at the boundary itself."""
+    G = UnstructuredMatrix(2, start=[[4.0, -3.0], [-3.0, 9.0]])
+    V = Sum(g=CovariancePropagation(DummyMatrix([0, 1, 1]), G), residual=ScalarMatrix(3))
+    theta = V.theta.detach()
+    np.testing.assert_allclose(correlations(V, theta, [0] * 4), [np.nan, -0.5, np.nan, np.nan])
+    np.testing.assert_allclose(correlations(V, theta, [0, 0, -1, 0]), [np.nan, -1.0, np.nan, np.nan])
+    assert np.isnan(correlations(V, theta, [-1, 0, 0, 0])).all()  # beside a variance of zero there is none

@@ -19,7 +19,7 @@ from openreml_nn.covariance import (
 from openreml_nn.data import MixedModel, Term
 
 
-def fitted(table: str, fixed: str, **terms: object) -> FitResult:
+def fitted(table: str | pd.DataFrame, fixed: str, **terms: object) -> FitResult:
     model = MixedModel(table, fixed, **terms)  # type: ignore[arg-type]
     return fit(model.V, model.y, model.X, x_names=model.x_names)
 
@@ -198,3 +198,19 @@ def test_a_result_does_not_change_with_what_is_fixed_later() -> None:
     model.V.set_no_grad([0])
     assert result.AIC == AIC
     pd.testing.assert_frame_equal(result.variance, table)
+
+
+def test_a_singular_covariance_of_random_effects() -> None:
+    """A correlation of −1: no single parameter is on a boundary, and the summary has it beside the covariance."""
+    b, t = np.repeat(np.linspace(-1.5, 1.5, 12), 8), np.tile(np.arange(8.0), 12)
+    error = np.tile([0.5, -0.5, -0.5, 0.5], 24)  # it has no level and no slope in any group
+    table = pd.DataFrame({"g": np.repeat(np.arange(12), 8), "t": t, "y": b - 0.2 * b * t + error})
+    result = fitted(table, "y ~ t", random={"g": Term("g", "1 + t")})
+    assert result.held == (0, 0, -1, 0)
+    assert not result.variance["boundary"].any()
+    assert np.isfinite(result.variance["std_error"]).all()
+    lines = result.summary().splitlines()
+    assert any(line.endswith("on the boundary where the covariance of g is singular.") for line in lines)
+    (row,) = [line for line in lines if line.strip().startswith("g/sigma_Intercept_t")]
+    assert row.endswith(" -1.000")
+    assert "note" not in result.summary()

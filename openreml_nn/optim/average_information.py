@@ -20,7 +20,7 @@ from openreml_nn.optim.geometry import Geometry
 from openreml_nn.optim.points import Point, Points
 from openreml_nn.optim.progress import Progress
 from openreml_nn.optim.secant import predicts_better, updated
-from openreml_nn.optim.triangular import left_out, turns_only
+from openreml_nn.optim.triangular import boundary_in_words, left_out, turns_only
 
 ROUNDING = 1e-12  # relative error of ℓ below which a gain cannot be seen
 ENOUGH = 1e-6  # Newton decrement at which a fit has converged that cannot gain any more
@@ -283,7 +283,7 @@ class AverageInformation(torch.optim.Optimizer):
         if runs_off.any():
             reason = f"no finite maximum: the likelihood still rises where {', '.join(names[runs_off])} has no bound"
         elif (s["held"] != 0).any():
-            reason = f"{reason}, on the boundary of {', '.join(names[s['held'] != 0])}"
+            reason = f"{reason}, on the boundary {boundary_in_words(s['names'], s['cells'], s['held'] != 0)}"
         s.update(done=True, converged=not runs_off.any(), reason=reason)
 
     # ---- checkpoints: plain tensors on the way out, arrays on the way in ---------------------------------------------

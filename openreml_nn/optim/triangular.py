@@ -6,6 +6,9 @@ space S is zero, so that nothing is missing. At a singular Σ it is not: S falls
 steps without it overshoot there again and again.
 """
 
+from collections.abc import Sequence
+from posixpath import commonpath
+
 import numpy as np
 
 STILL = 0.02  # relative change of a covariance along a direction in which its factor only turns
@@ -74,3 +77,20 @@ def _slope(i: np.ndarray, a: np.ndarray, entries: np.ndarray, score: np.ndarray)
         S[below, c] = S[c, below] = (G[below, c] - S[below, below] @ L[below, c]) / pivot
         S[c, c] = (G[c, c] - S[c, below] @ L[below, c]) / pivot
     return S
+
+
+def boundary_in_words(names: Sequence[str], cells: np.ndarray, held: np.ndarray) -> str:
+    """Where held parameters are: "of a/rho", "where the covariance of g is singular", or both with "and".
+
+    Args:
+        names: Names of the parameters, each behind that of the operand it belongs to.
+        cells: Factor, row and column of each, as in ``left_out``, shape (3, k).
+        held: Which are held, shape (k,); entries of a factor's diagonal are held at zero.
+    """
+    every = np.array(names)
+    own = every[held & (cells[0] < 0)].tolist()
+    parts = [f"of {', '.join(own)}"] if own else []
+    for f in np.unique(cells[0][held & (cells[0] >= 0)]):
+        term = commonpath([name.rpartition("/")[0] for name in every[cells[0] == f].tolist()])
+        parts.append(f"where {f'the covariance of {term}' if term else 'V'} is singular")
+    return " and ".join(parts)

@@ -8,7 +8,7 @@ from torch import Tensor
 from openreml_nn import fit
 from openreml_nn.covariance import IdentityMatrix, KnownMatrix, KroneckerProduct, ScalarMatrix, Sum, UnstructuredMatrix
 from openreml_nn.optim import Geometry
-from openreml_nn.optim.triangular import left_out, turns_only
+from openreml_nn.optim.triangular import boundary_in_words, left_out, turns_only
 
 T, K = 3, 6
 V = Sum(residual=ScalarMatrix(T), g=UnstructuredMatrix(T))
@@ -71,7 +71,7 @@ def test_a_singular_covariance_between_traits_takes_few_steps() -> None:
             residual=KroneckerProduct(UnstructuredMatrix(traits), IdentityMatrix(count)))  # fmt: skip
     result = fit(V, y, X)
     assert result.converged
-    assert result.reason == "the score is zero, on the boundary of g/L_2_2"
+    assert result.reason == "the score is zero, on the boundary where the covariance of g is singular"
     assert sum(step.trials for step in result.history) <= 16
     dense = fit(V, y, X, solver="dense", start=torch.zeros(V.num_params, dtype=torch.float64))
     assert result.loglik == pytest.approx(dense.loglik, abs=1e-8)
@@ -90,3 +90,12 @@ def test_turns_only() -> None:
     assert not turns_only(cells, theta, turn)
     assert not turns_only(np.full((3, 6), -1), theta, turn)
     assert not turns_only(cells, theta, turn[:, :0])
+
+
+def test_a_boundary_in_words() -> None:
+    names = ["a/rho", "g/L_1_1", "g/L_I(x / 2)_1", "g/L_I(x / 2)_I(x / 2)", "L_0_0"]
+    cells = np.array([[-1, 1, 1, 1, 4], [-1, 0, 1, 1, 0], [-1, 0, 0, 1, 0]])
+    held = np.array([True, False, False, True, False])
+    assert boundary_in_words(names, cells, held) == "of a/rho and where the covariance of g is singular"
+    assert boundary_in_words(names, cells, np.arange(5) == 0) == "of a/rho"
+    assert boundary_in_words(names, cells, np.arange(5) == 4) == "where V is singular"
