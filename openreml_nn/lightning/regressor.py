@@ -161,7 +161,7 @@ class MixedModelRegressor(L.LightningModule):
             _, y, groups = self._whole(self.trainer.train_dataloader, evaluate=False)  # type: ignore[arg-type]
             if thetas:
                 self.head.start(y, groups)
-            if offset:
+            elif offset:
                 self.head.offset.copy_(y.to(torch.float64).mean())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

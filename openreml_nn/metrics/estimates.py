@@ -4,8 +4,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from openreml_nn.metrics.base import SummedMetric
@@ -42,19 +42,20 @@ class PooledEstimates(SummedMetric):
         self.add_state("estimate_moments", no_moments(size), merge_moments)
         self.add_state("covariance_sum", torch.zeros(size, size, dtype=torch.float64), "sum")
 
-    def update(self, estimates: Tensor, covariance: Tensor | np.ndarray | None = None) -> None:
-        """Add a fit.
+    def update(self, estimates: Tensor | ArrayLike, covariance: Tensor | ArrayLike | None = None) -> None:
+        """Add a fit, ``metric.update(result.variance["estimate"], result.variance_cov)``.
 
         Args:
-            estimates: θ̂, shape (k,).
+            estimates: θ̂, shape (k,); a tensor, or an array, Series or list.
             covariance: Its covariance, shape (k, k), with NaN or 0 for parameters that are taken as known. Without it
                 there is a standard error only from differences between fits.
 
         Raises:
-            TypeError: An argument is no real tensor.
+            TypeError: An argument is no tensor and no array of real numbers.
             ValueError: Shapes do not fit, an estimate is not finite, or ``covariance`` is no covariance matrix.
         """
-        theta, C = checked_estimates(type(self).__name__, estimates, covariance)
+        given = checked_estimates(type(self).__name__, estimates, covariance)
+        theta, C = (values.to(self.covariance_sum.device) for values in given)
         if C.shape != self.covariance_sum.shape:
             raise ValueError(f"`{type(self).__name__}` needs {len(self.covariance_sum)} estimates, got {len(theta)}.")
         self.estimate_moments = merge_moments(torch.stack([self.estimate_moments, moments(theta[None])]))

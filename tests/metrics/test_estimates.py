@@ -1,9 +1,12 @@
 """Pooling of fits; what the metrics share is in test_laws.py."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from openreml_nn import fit
+from openreml_nn.covariance import CovariancePropagation, DummyMatrix, ScalarMatrix, Sum
 from openreml_nn.metrics import CullisHeritability, FunctionOfEstimates, VarianceRatio
 from openreml_nn.metrics.functional import cullis_heritability, delta_method, variance_ratio
 
@@ -39,6 +42,29 @@ def test_rubins_rules() -> None:
     torch.testing.assert_close(value.compute(), estimates.mean(), rtol=1e-15, atol=0.0)
     total = variances.mean() + 1.2 * estimates.var()
     torch.testing.assert_close(error.compute(), total.sqrt(), rtol=1e-10, atol=0.0)
+
+
+def test_arrays_as_a_fit_has_them() -> None:
+    expected = delta_method(share, ESTIMATES, COVARIANCE)
+    table = pd.DataFrame({"estimate": ESTIMATES.numpy()}, index=[7, 3])
+    for estimates in (table["estimate"], table["estimate"].to_numpy(), ESTIMATES.tolist(), ESTIMATES):
+        for covariance in (COVARIANCE.numpy(), COVARIANCE.tolist(), COVARIANCE):
+            value, error = ratio(False), ratio(True)
+            value.update(estimates, covariance)
+            error.update(estimates, covariance)
+            torch.testing.assert_close((value.compute(), error.compute()), expected, rtol=1e-13, atol=0.0)
+
+
+def test_the_intraclass_correlation_of_a_fit() -> None:
+    """The lines of the README, against the delta method on the thetas of the fit."""
+    codes = torch.arange(90) % 9
+    y = torch.randn(9, dtype=torch.float64)[codes] + torch.randn(90, dtype=torch.float64)
+    V = Sum({"site": CovariancePropagation(DummyMatrix(codes.tolist()), ScalarMatrix(9)), "residual": ScalarMatrix(90)})
+    result = fit(V, y)
+    icc = VarianceRatio([1, 0], [1, 1], standard_error=True)
+    icc.update(result.variance["estimate"], result.variance_cov)
+    expected = delta_method(lambda theta: share(V.natural(theta)), result.theta, result.theta_cov)[1]
+    torch.testing.assert_close(icc.compute(), expected, rtol=1e-10, atol=0.0)
 
 
 def test_without_covariances() -> None:

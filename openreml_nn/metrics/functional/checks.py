@@ -6,7 +6,9 @@ Values are judged by their extremes, which NaN is one of, so that an update wait
 import math
 from collections.abc import Collection
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -60,6 +62,17 @@ def as_float64(call: str, name: str, value: Tensor | float, number: bool = False
         wanted = "a tensor of real numbers" + (" or a number" if number else "")
         raise TypeError(f"`{call}` needs {wanted} as `{name}`, got {_kind(value)}.")
     return value.to(torch.float64)
+
+
+def array_as_float64(call: str, name: str, value: Tensor | ArrayLike) -> Tensor:
+    """As `as_float64`, also of an array, a Series or a list of real numbers, as a fit gives them."""
+    if isinstance(value, Tensor):
+        return as_float64(call, name, value)
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        wanted = "a tensor or an array of real numbers"
+        raise TypeError(f"`{call}` needs {wanted} as `{name}`, got {_kind(value)} of {array.dtype}.")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def _kind(value: object) -> str:

@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from openreml_nn.metrics.functional.checks import as_float64
+from openreml_nn.metrics.functional.checks import array_as_float64
 
 ROUNDING = 1e-10  # of the sum of absolute terms: a variance more negative than this is no rounding error
 
 
 def delta_method(
-    function: Callable[[Tensor], Tensor], estimates: Tensor, covariance: Tensor | np.ndarray
+    function: Callable[[Tensor], Tensor], estimates: Tensor | ArrayLike, covariance: Tensor | ArrayLike
 ) -> tuple[Tensor, Tensor]:
     r"""Value g(θ̂) of a differentiable function of estimates and its standard error √(J C J'), J = ∂g/∂θ at θ̂.
 
     Args:
         function: From a tensor of shape (k,) to a tensor of any shape, differentiable by PyTorch.
-        estimates: θ̂, shape (k,).
+        estimates: θ̂, shape (k,); a tensor, or an array, Series or list.
         covariance: Covariance C of the estimates, shape (k, k). A parameter whose variance is NaN or 0, as of one that
             is fixed or on a boundary in ``FitResult.theta_cov``, is taken as known.
 
@@ -27,7 +27,7 @@ def delta_method(
         the value depends on known parameters only.
 
     Raises:
-        TypeError: An argument is no real tensor.
+        TypeError: An argument is no tensor and no array of real numbers.
         ValueError: Shapes do not fit, an estimate is not finite, or ``covariance`` is no covariance matrix.
 
     Source: Oehlert (1992), The American Statistician 46, 27-29.
@@ -44,7 +44,7 @@ def delta_method(
 
 
 def delta_covariance(
-    function: Callable[[Tensor], Tensor], estimates: Tensor, covariance: Tensor | np.ndarray
+    function: Callable[[Tensor], Tensor], estimates: Tensor | ArrayLike, covariance: Tensor | ArrayLike
 ) -> tuple[Tensor, Tensor]:
     r"""Value g(θ̂), of m elements, and their covariance J C J', shape (m, m), as `delta_method` has them.
 
@@ -54,14 +54,14 @@ def delta_covariance(
 
     Args:
         function: From a tensor of shape (k,) to a tensor of m elements, differentiable by PyTorch.
-        estimates: θ̂, shape (k,).
+        estimates: θ̂, shape (k,); a tensor, or an array, Series or list.
         covariance: Covariance C of the estimates, shape (k, k), with NaN or 0 for parameters that are taken as known.
 
     Returns:
         (value, covariance): g(θ̂) in its shape, and J C J', shape (m, m), both in float64.
 
     Raises:
-        TypeError: An argument is no real tensor.
+        TypeError: An argument is no tensor and no array of real numbers.
         ValueError: Shapes do not fit, an estimate is not finite, or ``covariance`` is no covariance matrix.
 
     Example:
@@ -86,7 +86,7 @@ def delta_covariance(
 
 
 def variance_ratio(
-    estimates: Tensor, numerator: Sequence[float] | Tensor, denominator: Sequence[float] | Tensor
+    estimates: Tensor | ArrayLike, numerator: Sequence[float] | Tensor, denominator: Sequence[float] | Tensor
 ) -> Tensor:
     r"""Ratio a'σ / b'σ of linear combinations of variance components σ: heritability, repeatability.
 
@@ -96,7 +96,7 @@ def variance_ratio(
     a slope on x, the variance of the slope and that of the residual, a = (1, 2 mean(x), mean(x²), 0).
 
     Args:
-        estimates: σ̂, shape (..., k).
+        estimates: σ̂, shape (..., k); a tensor, or an array, Series or list.
         numerator: a, of length k.
         denominator: b, of length k.
 
@@ -104,7 +104,7 @@ def variance_ratio(
         Shape (...), in float64. Its standard error: ``delta_method(lambda s: variance_ratio(s, a, b), estimates, C)``.
 
     Raises:
-        TypeError: ``estimates`` is no real tensor.
+        TypeError: ``estimates`` is no tensor and no array of real numbers.
         ValueError: Lengths differ, or b'σ is not greater than 0.
 
     Source: Falconer & Mackay (1996), Introduction to Quantitative Genetics, 4th ed., ch. 8 and 10.
@@ -114,7 +114,7 @@ def variance_ratio(
         >>> variance_ratio(torch.tensor([0.142902, 0.070218, 0.081617]), [1, 0, 0], [1, 0, 1 / 3])
         tensor(0.8401, dtype=torch.float64)
     """
-    sigma = as_float64("variance_ratio", "estimates", estimates)
+    sigma = array_as_float64("variance_ratio", "estimates", estimates)
     if not sigma.ndim or not len(numerator) == len(denominator) == sigma.shape[-1]:
         raise ValueError(
             f"`variance_ratio` needs a weight for each estimate, got {len(numerator)} in the numerator and "
@@ -130,17 +130,19 @@ def variance_ratio(
     return (sigma @ a) / below
 
 
-def checked_estimates(call: str, estimates: Tensor, covariance: Tensor | np.ndarray | None) -> tuple[Tensor, Tensor]:
+def checked_estimates(
+    call: str, estimates: Tensor | ArrayLike, covariance: Tensor | ArrayLike | None
+) -> tuple[Tensor, Tensor]:
     """Estimates and their covariance in float64, with zeros for parameters that are taken as known.
 
     Raises:
-        TypeError: An argument is no real tensor.
+        TypeError: An argument is no tensor and no array of real numbers.
         ValueError: Shapes do not fit, an estimate is not finite, or ``covariance`` is no covariance matrix.
     """
-    theta = as_float64(call, "estimates", estimates)
+    theta = array_as_float64(call, "estimates", estimates)
     k = len(theta) if theta.ndim == 1 else 0
-    given = theta.new_zeros(k, k) if covariance is None else torch.as_tensor(covariance, device=theta.device)
-    C = as_float64(call, "covariance", given)
+    given = theta.new_zeros(k, k) if covariance is None else covariance
+    C = array_as_float64(call, "covariance", given).to(theta.device)
     if k == 0 or C.shape != (k, k):
         raise ValueError(
             f"`{call}` needs estimates of shape (k,) and their covariance of shape (k, k), got shapes "

@@ -1,10 +1,11 @@
 """Heritability of a trial that need not be balanced, from the mean variance of a difference between genotypes."""
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from openreml_nn.likelihood import prediction_error_variance
-from openreml_nn.metrics.functional.checks import as_float64
+from openreml_nn.metrics.functional.checks import array_as_float64, as_float64
 from openreml_nn.solvers import Evaluation, RandomTerm
 
 
@@ -44,14 +45,14 @@ def cullis_heritability(difference_variance: Tensor | float, genetic_variance: T
     return 1.0 - v / (2.0 * sigma2)
 
 
-def mean_difference_variance(covariance: Tensor) -> Tensor:
+def mean_difference_variance(covariance: Tensor | ArrayLike) -> Tensor:
     r"""Mean variance of a difference, 2 (tr C − 1'C1 / q) / (q − 1): of C_ii + C_jj − 2 C_ij over all pairs.
 
     Args:
         covariance: C, such as the prediction error covariance of BLUPs or the covariance of adjusted means, (q, q).
 
     Raises:
-        TypeError: ``covariance`` is no real tensor.
+        TypeError: ``covariance`` is no tensor and no array of real numbers.
         ValueError: It is not square, has fewer than two rows, or is not finite.
 
     Example:
@@ -59,7 +60,7 @@ def mean_difference_variance(covariance: Tensor) -> Tensor:
         >>> mean_difference_variance(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
         tensor(2., dtype=torch.float64)
     """
-    C = as_float64("mean_difference_variance", "covariance", covariance)
+    C = array_as_float64("mean_difference_variance", "covariance", covariance)
     if C.ndim != 2 or C.shape[0] != C.shape[1] or len(C) < 2 or not bool(torch.isfinite(C).all()):
         raise ValueError(
             f"`mean_difference_variance` needs a square matrix of at least 2 rows and finite numbers, got shape "

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -136,8 +137,11 @@ def test_bad_input() -> None:
         variance_ratio(torch.zeros(2), [1, 0], [1, 1])
     with pytest.raises(ValueError, match="a denominator greater than 0"):
         variance_ratio(torch.tensor([torch.nan, 1.0]), [1, 0], [1, 1])
-    with pytest.raises(TypeError, match="as `estimates`, got list"):
-        variance_ratio([1.0, 2.0], [1, 0], [1, 1])  # type: ignore[arg-type]
+    for strange in (None, ["a", "b"], pd.DataFrame({"name": ["a"], "estimate": [1.0]}), np.ones(2, dtype=complex)):
+        with pytest.raises(TypeError, match=r"a tensor or an array of real numbers as `estimates`, got (None|l|D|nda)"):
+            variance_ratio(strange, [1, 0], [1, 1])
+    with pytest.raises(TypeError, match="as `covariance`, got str of"):
+        delta_method(torch.exp, THETA, "none")
     for theta, C in ((THETA, A[:2]), (THETA[None], A), (THETA[:0], A[:0, :0]), (THETA.sum(), A)):
         with pytest.raises(ValueError, match=r"`delta_method` needs estimates of shape \(k,\)"):
             delta_method(torch.exp, theta, C)
