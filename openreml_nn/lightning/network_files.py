@@ -14,6 +14,8 @@ from openreml_nn.lightning.network_data import NetworkDataModule
 from openreml_nn.lightning.regressor import MixedModelRegressor
 from openreml_nn.report import write_result
 
+TRAINED_ALONE = "Variance parameters as trained (`refit: true` fits them by REML)"
+
 
 class RefitFiles(Callback):
     """Writes the refit into the log folder at the end of a fit, as a `REMLModule`'s results, and prints its summary.
@@ -88,18 +90,25 @@ def predictions(table: pd.DataFrame, batches: list[Any]) -> pd.DataFrame:
     return table if variances[0] is None else table.assign(sd=joined(list(variances)).sqrt().cpu().numpy())
 
 
-def write_refit(module: MixedModelRegressor, folder: Path, verbose: bool = True) -> None:
-    """Write the refit of a module into a folder, where there is one; print it, or the variance parameters."""
+def write_refit(module: MixedModelRegressor, folder: Path, verbose: bool = True, held: str = TRAINED_ALONE) -> None:
+    """Write the refit of a module into a folder, where there is one, and print it.
+
+    Args:
+        module: The module.
+        folder: Where to write.
+        verbose: Print.
+        held: What the variance parameters are where there is no refit, which are printed then.
+    """
     if module.result is not None:
         write_result(module.result, folder)
     if verbose:
-        print(variance_text(module) if module.result is None else f"{module.result.summary()}\n\nResults: {folder}")
+        fitted = module.result
+        print(variance_text(module, held) if fitted is None else f"{fitted.summary()}\n\nResults: {folder}")
 
 
-def variance_text(module: MixedModelRegressor) -> str:
-    """The variance parameters of the head, one a line."""
-    lines = [f"  {name} = {value:.6g}" for name, value in module.head.variance().items()]
-    return "\n".join(["Variance parameters as trained (`refit: true` fits them by REML)", *lines])
+def variance_text(module: MixedModelRegressor, title: str = TRAINED_ALONE) -> str:
+    """The variance parameters of the head, one a line, below a title."""
+    return "\n".join([title, *(f"  {name} = {value:.6g}" for name, value in module.head.variance().items())])
 
 
 def _regressor(module: L.LightningModule, callback: Callback) -> MixedModelRegressor:

@@ -29,8 +29,9 @@ class NetworkTrainer(L.Trainer):
             model: The model of the training.
             datamodule: Its data; other data are refused.
             ckpt_path: A checkpoint of the training, of any epoch.
-            hold: Keep the variance parameters as trained, and predict the random effects alone.
-            folder: Where to write; when left out ``<name of the checkpoint>-refit`` in the folder of the run.
+            hold: Keep the variance parameters of the checkpoint, and predict the random effects alone.
+            folder: Where to write; when left out ``<name of the checkpoint>-refit`` in the folder of the run, or
+                ``-held`` with ``hold``.
 
         Returns:
             The path of the new checkpoint, ``refit.ckpt``.
@@ -51,13 +52,13 @@ class NetworkTrainer(L.Trainer):
         model.condition(datamodule.train_dataloader(), refit=not hold)
         checkpoint["state_dict"] = model.state_dict()
         model.on_save_checkpoint(checkpoint)
-        place = Path(folder or refit_folder(ckpt_path))
-        write_refit(model, place)
+        place = Path(folder or refit_folder(ckpt_path, hold))
+        write_refit(model, place, held="Variance parameters as in the checkpoint")
         files.save_checkpoint(checkpoint, place / "refit.ckpt")
         print(f"Checkpoint: {place / 'refit.ckpt'}")
         return place / "refit.ckpt"
 
 
-def refit_folder(checkpoint: str | Path) -> str:
-    """Folder of the refit of a checkpoint."""
-    return str(Path(run_folder(checkpoint)) / f"{Path(checkpoint).stem}-refit")
+def refit_folder(checkpoint: str | Path, hold: bool = False) -> str:
+    """Folder of the refit of a checkpoint, or of the random effects alone."""
+    return str(Path(run_folder(checkpoint)) / f"{Path(checkpoint).stem}-{'held' if hold else 'refit'}")

@@ -42,8 +42,10 @@ def test_of_an_earlier_epoch(tmp_path, capsys, hold):
     new = trainer(tmp_path, enable_checkpointing=False)
     refitted = model(data)
     path = new.refit(refitted, data, str(first), hold=hold)
-    assert path == tmp_path / f"{first.stem}-refit" / "refit.ckpt"
-    assert str(path) in capsys.readouterr().out
+    assert path == tmp_path / f"{first.stem}-{'held' if hold else 'refit'}" / "refit.ckpt"
+    shown = capsys.readouterr().out
+    assert str(path) in shown
+    assert ("Variance parameters as in the checkpoint\n  Litter/sigma^2 = " in shown) is hold
     assert (refitted.result is None) is hold is not (path.parent / "fit.json").exists()
     trained = model(data)
     trained.load_state_dict(torch.load(first, weights_only=True)["state_dict"])
@@ -75,4 +77,5 @@ def test_one_process_alone(tmp_path, monkeypatch):
 
 def test_folders():
     assert refit_folder("runs/a/version_0/checkpoints/last.ckpt") == str(Path("runs/a/version_0/last-refit"))
+    assert refit_folder("runs/a/version_0/checkpoints/last.ckpt", hold=True) == str(Path("runs/a/version_0/last-held"))
     assert refit_folder("own/best.ckpt") == str(Path("own/best-refit"))
