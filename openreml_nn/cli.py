@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -30,6 +31,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from openreml_nn.lightning.commands import REMLCLI, Commands, NetworkCLI
 from openreml_nn.solvers import processes
+from openreml_nn.solvers.memory import ADVICE
 from openreml_nn.solvers.ranks import DistNetworkError
 
 # The parts of jsonargparse's messages
@@ -45,6 +47,7 @@ _FRAME = re.compile(
     r"$|Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path|Expected a path but"
     r"|Expected a <class '\w+'>$|Import path .* subclass of|.* to be a subclass of"
 )
+_MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes|not enough memory|out of memory")
 _PEER = re.compile(r"Connection (reset|closed) by peer|Connection refused")  # of a message between processes
 DEBUG = "OPENREML_NN_DEBUG"
 NOT_CONVERGED, INTERRUPTED, TERMINATED = 3, 130, 143
@@ -110,7 +113,7 @@ def is_mistake(error: BaseException) -> bool:
         return True
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
         return True
-    if _PEER.search(str(error)):
+    if _PEER.search(str(error)) or _out_of_memory(error):
         return True
     if not isinstance(error, (ValueError, KeyError, TypeError)):
         return False
@@ -119,9 +122,15 @@ def is_mistake(error: BaseException) -> bool:
     return own or _NO_TYPE in str(error)
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not there, of which torch tells in a RuntimeError."""
+    told = isinstance(error, RuntimeError) and _MEMORY.search(str(error))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(told)
+
+
 def _told_elsewhere(error: BaseException) -> bool:
     """Whether the first of several processes tells an error: they find mistakes in data and model together."""
-    return processes().rank > 0 and not isinstance(error, MemoryError)
+    return processes().rank > 0 and not _out_of_memory(error)
 
 
 def message(error: BaseException, kind: type[Commands] = REMLCLI) -> str:
@@ -132,6 +141,9 @@ def message(error: BaseException, kind: type[Commands] = REMLCLI) -> str:
     told = _what_is_wrong(text) if _NO_TYPE in text else text
     if _PEER.search(text):
         told = f"another process of this fit has ended before it was through ({text.partition('. ')[0]})"
+    if isinstance(error, RuntimeError) and (short := _MEMORY.search(text)):
+        size = f": {int(short[1]) / 2**30:.1f} GiB more were asked for" if short[1] else f" ({text.partition('. ')[0]})"
+        told = f"the memory is not enough for this fit{size}. {ADVICE}"
     if isinstance(error, ArgumentError):
         told = _REQUIRED.sub(lambda found: _COMMAND.sub("--", found[0]), told)
         unknown = _UNKNOWN.search(told)

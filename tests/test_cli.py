@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from openreml_nn.cli import is_mistake, main, nearest_option
+from openreml_nn.cli import is_mistake, main, message, nearest_option
 from openreml_nn.data import read_table
 from openreml_nn.lightning import REMLModule
 
@@ -62,7 +63,7 @@ def test_fit_validate_predict(tmp_path, capsys):
     main(["validate", "--config", ALPHA, "--ckpt_path", checkpoint])
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "val/loglik" in shown.out
+    assert "fit/loglik" in shown.out
     assert "-46.596910120985" in shown.out
 
     Path("new.csv").write_text("rep,block,gen\nR1,B1,G01\nR2,B3,G99\n")
@@ -280,6 +281,20 @@ def test_sigterm_in_the_last_step_leaves_the_fit_that_it_is(capsys, monkeypatch)
     assert end.value.code == 143
     assert "Converged after 4 steps" in capsys.readouterr().out
     assert json.loads(Path("runs", "john_alpha", "version_0", "fit.json").read_text())["converged"] is True
+
+
+def test_memory_that_is_not_there(capsys, monkeypatch):
+    """torch tells of it in a RuntimeError; the machine may have less than it said beforehand."""
+
+    def build(module, *args):
+        torch.empty(2**50, dtype=torch.float64)
+
+    monkeypatch.setattr(REMLModule, "training_step", build)
+    code, told = error(capsys, "fit", "--config", ALPHA)
+    assert (code, "not enough for this fit: 8388608.0 GiB more were asked for. Take a solver that" in told) == (1, True)
+    text = message(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB."))
+    assert text.startswith("the memory is not enough for this fit (CUDA out of memory). Take a solver")
+    assert not is_mistake(RuntimeError("other"))
 
 
 def test_debug_gives_the_traceback(monkeypatch):

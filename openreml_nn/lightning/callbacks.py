@@ -12,8 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from openreml_nn.lightning.batches import Batch
 from openreml_nn.lightning.module import REMLModule
+from openreml_nn.optim import AverageInformation
 from openreml_nn.report import unused, write_result, write_text
+
+MANY = 3000
+"""Rows beyond which a step of these solvers may take long."""
+COSTLY = ("dense", "blocks")
 
 
 def reml_module(module: L.LightningModule, callback: Callback) -> REMLModule:
@@ -27,11 +33,25 @@ class ConvergenceCallback(Callback):
     """Stops the Trainer when the fit of a `REMLModule` has ended, and warns where it did not converge.
 
     Args:
-        verbose: Print a line for each step, and the reason of the end.
+        verbose: Print a line for each step, and the reason of the end; before the first one what it is expected to
+            cost, where more than `MANY` rows are solved densely or in blocks.
     """
 
     def __init__(self, verbose: bool = False) -> None:
-        self.verbose = verbose
+        self.verbose, self._begins = verbose, True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begins = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._begins and self.verbose and trainer.is_global_zero:
+            given = Batch.of(batch)
+            choice, n = given.choice or reml_module(pl_module, self).objective.choice, len(given.y)
+            if n > MANY and choice.solver.name in COSTLY:
+                print(f"{n} rows by the solver {choice.solver.name!r} ({choice.reason}): {choice.cost}.", flush=True)
+        self._begins = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,7 +76,8 @@ class ConvergenceCallback(Callback):
         else:
             warnings.warn(
                 f"The fit was cut off after {trainer.global_step} steps, before it converged (Newton decrement "
-                f"{module.progress.decrement:.1e}, wanted {module.tolerance:.0e}). Raise the Trainer's `max_epochs`.",
+                f"{module.progress.decrement:.1e}, wanted {module.tolerance:.0e}). Raise the Trainer's "
+                f"`max_epochs`{_other_rate(trainer)}.",
                 stacklevel=2,
             )
 
@@ -70,6 +91,16 @@ class ConvergenceCallback(Callback):
         else:
             limit = f"`max_epochs` is {trainer.max_epochs}"
             warnings.warn(f"No step was made{has}. The Trainer's {limit}; raise it.", stacklevel=2)
+
+
+def _other_rate(trainer: L.Trainer) -> str:
+    """What else than more steps may help: an optimizer of torch has a learning rate, which hardly fits by default."""
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
+    if isinstance(optimizer, AverageInformation) or "lr" not in getattr(optimizer, "defaults", {}):
+        return ""
+    assert optimizer is not None
+    name, rate = type(optimizer).__name__, optimizer.param_groups[0]["lr"]
+    return f", or try another learning rate: `lr` of {name} is {float(rate):g} (--model.optimizer.lr)"
 
 
 class ResultFiles(Callback):

@@ -292,13 +292,14 @@ class REMLModule(L.LightningModule):
     # ---- validation and prediction -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``fit/loglik`` and ``fit/score_norm``, of the rows of the fit, and errors of new rows as ``val/…``."""
         with torch.inference_mode(False), torch.enable_grad():
             self._prepare(Batch.of(batch))
             theta = self.covariance.theta.detach().requires_grad_()
             loglik = self.objective.loglik(self._in_hand().problem.evaluate(theta))
             (score,) = torch.autograd.grad(loglik, theta)
         free = self.covariance.free_index
-        values = {"val/loglik": loglik.detach(), "val/score_norm": score[free].norm()}
+        values = {"fit/loglik": loglik.detach(), "fit/score_norm": score[free].norm()}
         if isinstance(batch, NewRowsBatch) and batch.y is not None:
             values |= errors(self.result(), batch, batch.y)
         self.log_dict(values, batch_size=1, sync_dist=self._world.size > 1)

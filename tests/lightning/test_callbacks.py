@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from openreml_nn.lightning import ConvergenceCallback, PredictionFiles, REMLModule, ResultFiles
+from openreml_nn.lightning import ConvergenceCallback, PredictionFiles, REMLModule, ResultFiles, callbacks
 from openreml_nn.optim import Progress
 from openreml_nn.report import FILES
 
@@ -72,6 +72,22 @@ def test_steps_of_another_optimizer(data, trainer, capsys):
     *_, last, _ = capsys.readouterr().out.splitlines()
     assert f"log-likelihood {module.result().loglik:.6f}  decrement" in last
     assert not last.endswith("(before the step)")
+
+
+@pytest.mark.parametrize("solver", ["dense", "auto"])
+def test_says_what_a_long_step_costs(solver, data, trainer, capsys, monkeypatch):
+    monkeypatch.setattr(callbacks, "MANY", 60)
+    for verbose in (False, True):
+        module = REMLModule(data().covariance, solver=solver)
+        trainer(callbacks=[ConvergenceCallback(verbose)]).fit(module, data())
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("72 rows by the solver 'dense' (it was asked for): n³ = 3.7e+05") is (solver == "dense")
+
+
+def test_adam_is_told_its_learning_rate(data, trainer):
+    module = REMLModule(data().covariance, optimizer=torch.optim.Adam)
+    with pytest.warns(UserWarning, match=r"`max_epochs`, or try another learning rate: `lr` of Adam is 0\.001 \("):
+        trainer(max_epochs=2).fit(module, data())
 
 
 def test_says_why_it_did_not_converge(data, trainer):

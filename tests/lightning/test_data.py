@@ -40,9 +40,9 @@ def test_validate_tells_loglik_and_score(data, trainer):
     run.fit(module, datamodule)
     assert run.limit_val_batches == 1.0  # as before the fit
     (told,) = run.validate(module, datamodule, verbose=False)
-    assert told["val/loglik"] == pytest.approx(module.result().loglik, rel=1e-14)
-    assert told["val/score_norm"] == pytest.approx(module.progress.score_norm, rel=0.1)
-    assert set(told) == {"val/loglik", "val/score_norm"}
+    assert told["fit/loglik"] == pytest.approx(module.result().loglik, rel=1e-14)
+    assert told["fit/score_norm"] == pytest.approx(module.progress.score_norm, rel=0.1)
+    assert set(told) == {"fit/loglik", "fit/score_norm"}
 
 
 def test_validation_table(data, trainer):

@@ -46,7 +46,7 @@ def test_predictions_and_validation(on_processes: dict[str, Any], several: str, 
         for column in ("prediction", "std_error"):
             np.testing.assert_allclose(own["predicted"][column], alone["predicted"][column], rtol=1e-9)
         assert own["validated"].keys() == alone["validated"].keys()
-        for name in ("val/loglik", "val/rmse", "val/nlpd"):
+        for name in ("fit/loglik", "val/rmse", "val/nlpd"):
             assert own["validated"][name] == pytest.approx(alone["validated"][name], rel=1e-9)
 
 
