@@ -89,6 +89,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(f"openreml-nn: error: {message(error, kind)}", file=sys.stderr)
             end_children()
             raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+        except KeyboardInterrupt:  # before or after the Trainer, which makes it a SystemExit
+            raise SystemExit(INTERRUPTED) from None
         except SIGTERMException:
             raise SystemExit(TERMINATED) from None
         except SystemExit as stop:

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from openreml_nn.cli import is_mistake, main, message, nearest_option
 from openreml_nn.data import read_table
 from openreml_nn.lightning import REMLModule
+from openreml_nn.lightning.commands import REMLCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALPHA = str(CONFIGS / "john_alpha.yaml")
@@ -267,6 +268,16 @@ def test_interrupt(sent, code, capsys, monkeypatch):
     record = json.loads((folder / "fit.json").read_text())
     assert (record["converged"], record["iterations"]) == (False, steps)
     assert (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_interrupt_before_the_fit(capsys, monkeypatch):
+    def interrupt(cli):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(REMLCLI, "before_instantiate_classes", interrupt)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", ALPHA])
+    assert (end.value.code, capsys.readouterr().err) == (130, "")
 
 
 def test_sigterm_in_the_last_step_leaves_the_fit_that_it_is(capsys, monkeypatch):
