@@ -197,7 +197,7 @@ class AverageInformation(torch.optim.Optimizer):
         gain = s["loss"] - at.loss
         if seen or gain <= -rounding or not at.theta.size:
             return seen and gain > 0
-        return self._decrement(at, s["held"] == 0) < s["decrement"]
+        return self._decrement(s, at) < s["decrement"]
 
     def _learn(self, s: dict[str, Any], step: np.ndarray | None, at: Point, gain: float) -> None:
         """Learn from an accepted step what the information leaves out; a leap (None) tells nothing of the curvature."""
@@ -210,11 +210,13 @@ class AverageInformation(torch.optim.Optimizer):
         if S.any():
             use = predicts_better(S, before, s["score"], step, gain)
         else:
-            use = self._decrement(at, s["held"] == 0) < NEAR * s["decrement"]
+            use = self._decrement(s, at) < NEAR * s["decrement"]
         s.update(secant=updated(S, 0.5 * (before + after), step, s["score"] - at.score), use_secant=use)
 
-    def _decrement(self, at: Point, free: np.ndarray) -> float:
-        return newton_decrement(among(at.information, free), at.score[free])
+    def _decrement(self, s: dict[str, Any], at: Point) -> float:
+        """The decrement of a point, with the parameters that are held now."""
+        free, H = s["held"] == 0, at.information + left_out(s["cells"], at.theta, at.score, s["held"])
+        return newton_decrement(among(H, free), at.score[free])
 
     def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
         """Information, what a triangular factor adds to it, and what was learnt."""
@@ -250,7 +252,7 @@ class AverageInformation(torch.optim.Optimizer):
         at[s["mirrors"].any(axis=0)] = 0.0  # an entry below a pivot of zero runs nowhere: its column only turns
         s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
         free = s["held"] == 0
-        s["decrement"] = newton_decrement(among(s["information"], free), s["score"][free])
+        s["decrement"] = newton_decrement(among(self._curvature(s, False), free), s["score"][free])
         if s["decrement"] <= self.tolerance:
             self._end(s, "the score is zero")
 

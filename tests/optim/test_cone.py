@@ -151,3 +151,18 @@ def test_small_covariances_take_few_steps_from_anywhere(seed: int) -> None:
     assert again.converged
     assert again.loglik == pytest.approx(result.loglik, abs=1e-7)
     np.testing.assert_allclose(again.variance["estimate"], result.variance["estimate"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [9, 14, 17])
+def test_a_covariance_of_nothing_is_an_end(seed: int) -> None:
+    """Pure noise: both variances go to zero, and with them all that the information says of the factor."""
+    rng = np.random.default_rng(seed)
+    time, code = np.tile(np.arange(8.0) - 3.5, 15), np.repeat(np.arange(15), 8)
+    X = torch.from_numpy(np.column_stack([np.ones(120), time]))
+    Z = KhatriRaoMatrix(X, DummyMatrix(torch.from_numpy(code)))
+    G = KroneckerProduct(UnstructuredMatrix(2), IdentityMatrix(15))
+    V = Sum(subject=CovariancePropagation(Z, G), residual=ScalarMatrix(120))
+    result = fit(V, torch.from_numpy(0.5 * rng.normal(size=120)), X)
+    assert result.converged
+    assert result.n_iter <= 20
+    assert (result.variance["estimate"][:3].abs() < 1e-10).all()
