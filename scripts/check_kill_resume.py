@@ -61,13 +61,21 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class Say(Callback):
-    """Tells the parent that training begins."""
+    """Tells the parent that training begins, or that a checkpoint of the last step leaves nothing to train."""
 
     def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
+        self.pipe, self.said = pipe, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.pipe.send("training")
+        self._say()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._say()
+
+    def _say(self) -> None:
+        if not self.said:
+            self.pipe.send("training")
+        self.said = True
 
 
 def lattice() -> pd.DataFrame:
