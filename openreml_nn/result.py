@@ -218,18 +218,38 @@ class FitResult:
                 levels of the fit. Without it a new level adds nothing to the standard error, which is warned of.
 
         Raises:
-            TypeError: Z or unseen is given beside new rows that have their own.
+            TypeError: X is neither new rows nor a tensor, or Z or unseen is given beside new rows that have their own.
+            ValueError: X has other columns than the fitted one, or a design is of no random term or has other rows.
         """
         if not isinstance(X, Tensor):
+            if not all(hasattr(X, part) for part in ("X", "Z", "unseen")):
+                raise TypeError(
+                    f"`predict` needs new rows as `MixedModel.design` gives them, `predict(model.design(table))`, or "
+                    f"their design X as a tensor, got {type(X).__name__}."
+                )
             if Z is not None or unseen is not None:
                 raise TypeError("`predict` takes new rows as a whole, `predict(new)`, or X, Z and unseen; not both.")
             Z, unseen, X = X.Z, X.unseen, X.X
+        self._check_design(X, {**(unseen or {}), **(Z or {})})
         kept = self.evaluation.problem.fixed.kept
         Z, unseen = self._designs(Z), self._designs(unseen)
         bare = {name: design for name, design in Z.items() if name not in unseen}
         warn_of_new_levels(bare, self.evaluation.problem.ranks)
         mean, variance = to_host(*likelihood.predict(self.evaluation, X.to(self.theta)[:, kept], Z, unseen))
         return pd.DataFrame({"prediction": mean, "std_error": np.sqrt(variance.clip(min=0))})
+
+    def _check_design(self, X: Tensor, Z: Mapping[str, Matrix]) -> None:
+        """Refuse designs of other terms, of other rows or with other columns than those of the fit."""
+        columns = self.p + len(self.evaluation.problem.fixed.aliased)
+        if X.ndim != 2 or X.shape[1] != columns:
+            raise ValueError(f"`predict` needs X of shape (m, {columns}), got {tuple(X.shape)}.")
+        terms = [term.name for term in self._by_term.terms]
+        for name, design in Z.items():
+            if name not in terms:
+                own = ", ".join(terms) or "none"
+                raise ValueError(f"`predict` got a design of {name!r}; the random terms are {own}.")
+            if design.shape[0] != len(X):
+                raise ValueError(f"`predict` got {len(X)} rows of X and {design.shape[0]} of the design of {name!r}.")
 
     def _designs(self, given: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
         """Designs where the fit is."""

@@ -214,3 +214,17 @@ def test_a_singular_covariance_of_random_effects() -> None:
     (row,) = [line for line in lines if line.strip().startswith("g/sigma_Intercept_t")]
     assert row.endswith(" -1.000")
     assert "note" not in result.summary()
+
+
+def test_designs_that_do_not_fit() -> None:
+    model = MixedModel("john_alpha", "yield ~ rep", random=["gen", "rep:block"])
+    result = fit(model.V, model.y, model.X)
+    Z = model.V.operand("gen").operand_list()[0]
+    with pytest.raises(TypeError, match=r"predict\(model.design\(table\)\)`, or their design X as a tensor, got list"):
+        result.predict([1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"needs X of shape \(m, 3\), got \(72, 2\)"):
+        result.predict(model.X[:, :2])
+    with pytest.raises(ValueError, match="design of 'gn'; the random terms are gen, rep:block"):
+        result.predict(model.X, {"gn": Z})
+    with pytest.raises(ValueError, match="got 5 rows of X and 72 of the design of 'gen'"):
+        result.predict(model.X[:5], {"gen": Z})

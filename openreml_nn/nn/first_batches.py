@@ -74,8 +74,10 @@ def warn_of_mean(r: Tensor, y: Tensor, far: float = FAR) -> None:
     Warns:
         UserWarning: The mean of y − f is farther.
     """
+    if len(r) < ENOUGH_ROWS:
+        return
     mean, sd = torch.stack([r.detach().mean(), y.detach().to(r).std()]).tolist()
-    if len(r) >= ENOUGH_ROWS and abs(mean) > far * sd > 0:
+    if abs(mean) > far * sd > 0:
         warnings.warn(
             f"`MixedModelHead` got a first batch with y {mean:+.3g} away from what the network gives in the mean, "
             f"{abs(mean) / sd:.1f} standard deviations of y. Until the network has found this by a bias, which takes "

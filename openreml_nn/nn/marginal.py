@@ -188,6 +188,9 @@ class MarginalLikelihood(KeepsDtype):
         """
         require_pair(y, y)
         y, V = y.detach().reshape(-1).to(torch.float64), self._covariance_of(groups)
+        if len(y) != V.shape[0]:
+            rows = f"{len(y)} and {V.shape[0]}"
+            raise ValueError(f"`MixedModelHead.start` needs y and groups of equal length, got {rows}.")
         V.set_theta(data_start(DenseProblem(V, prepare_fixed_effects(y))))
         if self.mode != "features" and not self.offset:
             self.offset = y.mean()

@@ -31,7 +31,7 @@ def left_out(cells: np.ndarray, theta: np.ndarray, score: np.ndarray, held: np.n
     for f in np.unique(factor[(factor >= 0) & (row == column) & (held != 0)]):
         index = np.flatnonzero(factor == f)
         i, a = row[index], column[index]
-        entries = np.where(i == a, np.maximum(np.exp(theta[index]), TINY), theta[index])
+        entries = np.where(i == a, np.maximum(np.exp(np.where(i == a, theta[index], 0.0)), TINY), theta[index])
         units = np.where(i == a, entries, 1.0)  # ∂L/∂θ
         S = _slope(i, a, entries, score[index] / units)
         values, vectors = np.linalg.eigh(S)
@@ -57,7 +57,7 @@ def turns_only(cells: np.ndarray, theta: np.ndarray, directions: np.ndarray) -> 
     for f in np.unique(factor):
         index = np.flatnonzero(factor == f)
         i, a = row[index], column[index]
-        entries = np.where(i == a, np.exp(theta[index]), theta[index])
+        entries = np.where(i == a, np.exp(np.where(i == a, theta[index], 0.0)), theta[index])
         for d in directions[index].T:
             L, dL = np.zeros((2, int(i.max()) + 1, int(i.max()) + 1))
             L[i, a], dL[i, a] = entries, np.where(i == a, entries, 1.0) * d

@@ -84,3 +84,9 @@ def test_a_head_that_has_seen_two_batches_holds_nothing():
         head(torch.zeros(60), Y, CODES["a"])
     assert head._first.done
     assert head._first._before is None
+
+
+def test_a_first_batch_of_one_row_tells_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_mean(torch.tensor([300.0]), torch.tensor([300.0]))

@@ -263,3 +263,9 @@ def test_a_loss_that_is_not_finite_is_an_error(make, name, mode):
         nn.init.constant_(head.residual.theta_parameters()[0], theta)
         with pytest.raises(ValueError, match=rf"residual/sigma\^2 = {said}\. A variance that goes to zero says"):
             head(output, case.y, case.groups)
+
+
+def test_start_needs_a_response_for_each_row() -> None:
+    head = MixedModelHead({"z": Effects(4)})
+    with pytest.raises(ValueError, match="y and groups of equal length, got 9 and 10"):
+        head.start(torch.randn(9), {"z": torch.arange(10) % 4})
