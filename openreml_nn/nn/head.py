@@ -215,12 +215,21 @@ class MixedModelHead(MarginalLikelihood):
         """Make room for what a conditioned head has saved, whose sizes are those of its data.
 
         A state of a head without it takes the present one away; a state without a head leaves it.
+
+        Raises:
+            ValueError: The state is of a head in mode ``"features"`` and this one is not, or the other way round.
         """
         at = f"{prefix}posterior."
         saved = {name: state_dict[at + name] for name in Posterior.BUFFERS if at + name in state_dict}
         device = self.residual.theta.device
         room = {name: torch.empty_like(value, device=device) for name, value in saved.items()}
         if len(room) == len(Posterior.BUFFERS):
+            if (len(room["beta"]) > 0) != (self.mode == "features"):
+                kinds = ["f", "features"] if self.mode == "features" else ["features", "f"]
+                raise ValueError(
+                    f"The state is of a head of a network that gives {kinds[0]}, and this one, in mode {self.mode!r}, "
+                    f"takes {kinds[1]}. Give it the mode of the training."
+                )
             self.posterior = Posterior(**room)
         elif f"{prefix}offset" in state_dict:
             self.posterior = None

@@ -268,3 +268,14 @@ def test_refused_batches():
     head.condition(y, y - 1.5, whole)
     with pytest.raises(ValueError, match="'observation' or a 'mean'"):
         head.predict(y, whole, of="everything")
+
+
+@pytest.mark.parametrize(("mode", "other"), [("batch", "features"), ("features", "exact")])
+def test_state_of_a_head_of_another_mode(mode: str, other: str) -> None:
+    """Features read as f, or f as a feature, would be predictions all the same."""
+    g = torch.Generator().manual_seed(1)
+    y, output = torch.randn(20, 2, generator=g, dtype=torch.float64).unbind(1)
+    head = MixedModelHead({"z": Effects(4)}, mode=mode)
+    head.condition(output[:, None], y, {"z": torch.arange(20) % 4})
+    with pytest.raises(ValueError, match=f"in mode '{other}'.* Give it the mode of the training"):
+        MixedModelHead({"z": Effects(4)}, mode=other).load_state_dict(head.state_dict())
