@@ -83,8 +83,9 @@ def fit(
     direction = direction or Average()
     objective = objective_of(method, V, solver, direction, ranks)
     say_conversion(y=y, X=X)
-    if verbose and ranks.rank == 0:
-        print(f"solver {objective.solver.name}: {objective.choice.cost}", flush=True)
+    tell = partial(print, flush=True) if verbose and ranks.rank == 0 else None
+    if tell is not None:
+        tell(f"solver {objective.solver.name}: {objective.choice.cost}")
     y = y.detach() if isinstance(y, Tensor) else y  # only θ is moved
     X = X.detach() if isinstance(X, Tensor) else X
     problem = objective.prepare(y, X, rank=rank, ranks=ranks)
@@ -94,7 +95,6 @@ def fit(
         require_estimable(problem)
     before = V.theta.detach().clone()
     V.set_theta(ranks.first(start_theta(problem, start)))
-    tell = partial(print, flush=True) if verbose and ranks.rank == 0 else None
     try:
         evaluation, history, information = maximise(objective, problem, direction, control, tolerance, max_steps, tell)
     except BaseException:

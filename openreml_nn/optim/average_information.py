@@ -197,7 +197,7 @@ class AverageInformation(torch.optim.Optimizer):
         gain = s["loss"] - at.loss
         if seen or gain <= -rounding or not at.theta.size:
             return seen and gain > 0
-        return self._decrement(s, at) < s["decrement"]
+        return self._decrement(s, vars(at)) < s["decrement"]
 
     def _learn(self, s: dict[str, Any], step: np.ndarray | None, at: Point, gain: float) -> None:
         """Learn from an accepted step what the information leaves out; a leap (None) tells nothing of the curvature."""
@@ -205,23 +205,25 @@ class AverageInformation(torch.optim.Optimizer):
         if step is None:
             s.update(secant=np.zeros_like(S), use_secant=False)
             return
-        before = self._curvature(s, False)
-        after = at.information + left_out(s["cells"], at.theta, at.score, s["held"])
+        before, after = self._known(s, s), self._known(s, vars(at))
         if S.any():
             use = predicts_better(S, before, s["score"], step, gain)
         else:
-            use = self._decrement(s, at) < NEAR * s["decrement"]
+            use = self._decrement(s, vars(at)) < NEAR * s["decrement"]
         s.update(secant=updated(S, 0.5 * (before + after), step, s["score"] - at.score), use_secant=use)
 
-    def _decrement(self, s: dict[str, Any], at: Point) -> float:
-        """The decrement of a point, with the parameters that are held now."""
-        free, H = s["held"] == 0, at.information + left_out(s["cells"], at.theta, at.score, s["held"])
-        return newton_decrement(among(H, free), at.score[free])
+    def _known(self, s: dict[str, Any], at: dict[str, Any]) -> np.ndarray:
+        """Information at a point, the present one or another, and what a triangular factor adds to it."""
+        return at["information"] + left_out(s["cells"], at["theta"], at["score"], s["held"])
+
+    def _decrement(self, s: dict[str, Any], at: dict[str, Any]) -> float:
+        """The decrement there, with the parameters that are held now."""
+        free = s["held"] == 0
+        return newton_decrement(among(self._known(s, at), free), at["score"][free])
 
     def _curvature(self, s: dict[str, Any], use_secant: bool) -> np.ndarray:
-        """Information, what a triangular factor adds to it, and what was learnt."""
-        H = s["information"] + left_out(s["cells"], s["theta"], s["score"], s["held"])
-        return H + s["secant"] if use_secant else H
+        """What is known at the present point, and what was learnt."""
+        return self._known(s, s) + s["secant"] if use_secant else self._known(s, s)
 
     def _trial(self, s: dict[str, Any], g: np.ndarray, H: np.ndarray, leap: Leap | None) -> tuple[np.ndarray, float]:
         """A step in units of the parameters, and the gain in ℓ that the model promises for it."""
@@ -251,8 +253,7 @@ class AverageInformation(torch.optim.Optimizer):
         at, _ = place.flat(AT)
         at[s["mirrors"].any(axis=0)] = 0.0  # an entry below a pivot of zero runs nowhere: its column only turns
         s["held"] = np.where(place.inwards(), 0, np.where(at != 0, at, s["held"])).astype(int)
-        free = s["held"] == 0
-        s["decrement"] = newton_decrement(among(self._curvature(s, False), free), s["score"][free])
+        s["decrement"] = self._decrement(s, s)
         if s["decrement"] <= self.tolerance:
             self._end(s, "the score is zero")
 
@@ -309,7 +310,6 @@ class AverageInformation(torch.optim.Optimizer):
                 if key in memory:
                     memory[key] = memory[key].detach().cpu().numpy().astype(kind)
             if "score" in memory and "decrement" not in memory:  # of a checkpoint that was written before it was kept
-                free = memory["held"] == 0
-                memory["decrement"] = newton_decrement(among(memory["information"], free), memory["score"][free])
+                memory["decrement"] = self._decrement(memory, memory)
             # torch rebuilds whatever can be iterated element by element, which makes nonsense of a text
             memory.update({key: value for key, value in given.items() if isinstance(value, (str, list))})

@@ -12,7 +12,7 @@ import numpy as np
 from openreml_nn.optim.boundaries import Leap
 from openreml_nn.optim.controls import TrustRegion
 from openreml_nn.optim.curvature import norm
-from openreml_nn.optim.triangular import TINY
+from openreml_nn.optim.triangular import entries_of
 
 CLEARLY = 1.5  # promised gain in ℓ over that of a step in θ from which on a leap is tried
 CLEAR = 1e12  # condition number up to which derivatives in θ tell those in Σ
@@ -42,7 +42,7 @@ def to_the_best(
     if len(mine) == len(rows):  # a factor of one entry does not turn
         return []
     L = np.zeros((len(rows), len(rows)))
-    L[i, a] = np.where(i == a, np.maximum(np.exp(np.where(i == a, theta[mine], 0.0)), TINY), theta[mine])
+    L[i, a] = entries_of(i, a, theta[mine])
     sd = np.sqrt((L**2).sum(1))
     L /= sd[:, None]
     J = changes(i, a, i, a, L) * np.where(i == a, L[i, a], 1.0 / sd[i])

@@ -15,6 +15,12 @@ STILL = 0.02  # relative change of a covariance along a direction in which its f
 TINY = 1e-150  # a diagonal entry as good as zero; its square is still a number
 
 
+def entries_of(i: np.ndarray, a: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The entries (i, a) of a factor from raw parameters, which are logarithms on its diagonal; all of shape (m,)."""
+    diagonal = i == a
+    return np.where(diagonal, np.maximum(np.exp(np.where(diagonal, theta, 0.0)), TINY), theta)
+
+
 def left_out(cells: np.ndarray, theta: np.ndarray, score: np.ndarray, held: np.ndarray) -> np.ndarray:
     """The positive part of that curvature, for factors with a diagonal entry that is held at zero, shape (k, k).
 
@@ -31,7 +37,7 @@ def left_out(cells: np.ndarray, theta: np.ndarray, score: np.ndarray, held: np.n
     for f in np.unique(factor[(factor >= 0) & (row == column) & (held != 0)]):
         index = np.flatnonzero(factor == f)
         i, a = row[index], column[index]
-        entries = np.where(i == a, np.maximum(np.exp(np.where(i == a, theta[index], 0.0)), TINY), theta[index])
+        entries = entries_of(i, a, theta[index])
         units = np.where(i == a, entries, 1.0)  # ∂L/∂θ
         S = _slope(i, a, entries, score[index] / units)
         values, vectors = np.linalg.eigh(S)
@@ -57,7 +63,7 @@ def turns_only(cells: np.ndarray, theta: np.ndarray, directions: np.ndarray) -> 
     for f in np.unique(factor):
         index = np.flatnonzero(factor == f)
         i, a = row[index], column[index]
-        entries = np.where(i == a, np.exp(np.where(i == a, theta[index], 0.0)), theta[index])
+        entries = entries_of(i, a, theta[index])
         for d in directions[index].T:
             L, dL = np.zeros((2, int(i.max()) + 1, int(i.max()) + 1))
             L[i, a], dL[i, a] = entries, np.where(i == a, entries, 1.0) * d
